@@ -1,0 +1,10 @@
+// What module.cpp registers; each function is defined in the bind_*.cpp of its name.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace hybridfast {
+
+void register_build_info(pybind11::module_& module);
+
+}  // namespace hybridfast

@@ -1,0 +1,7 @@
+#define HYBRIDFAST_VECTOR_BYTES 32
+#define HYBRIDFAST_ROWS 6
+#define HYBRIDFAST_VECTORS 2
+#include "simd/tile-inl.h"
+
+const hybridfast::simd::TileKernels hybridfast::simd::avx2_kernels = {"avx2", kRows, kColumns,
+                                                                          score_tile};

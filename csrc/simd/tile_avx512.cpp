@@ -1,0 +1,7 @@
+#define HYBRIDFAST_VECTOR_BYTES 64
+#define HYBRIDFAST_ROWS 12
+#define HYBRIDFAST_VECTORS 2
+#include "simd/tile-inl.h"
+
+const hybridfast::simd::TileKernels hybridfast::simd::avx512_kernels = {"avx512", kRows, kColumns,
+                                                                          score_tile};

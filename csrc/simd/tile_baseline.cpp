@@ -1,0 +1,7 @@
+#define HYBRIDFAST_VECTOR_BYTES 16
+#define HYBRIDFAST_ROWS 6
+#define HYBRIDFAST_VECTORS 2
+#include "simd/tile-inl.h"
+
+const hybridfast::simd::TileKernels hybridfast::simd::baseline_kernels = {"baseline", kRows, kColumns,
+                                                                          score_tile};

@@ -1,0 +1,119 @@
+#include "threads.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace hybridfast {
+namespace {
+
+// One parallel_for call. Blocks are handed out by `next`; a worker that joins late finds none left and leaves.
+struct Job {
+  Job(std::size_t block_count, const std::function<void(std::size_t)>& block_body)
+      : blocks(block_count), body(block_body) {}
+
+  void work() {
+    for (;;) {
+      const std::size_t block = next.fetch_add(1, std::memory_order_relaxed);
+      if (block >= blocks) return;
+      try {
+        body(block);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+        next.store(blocks, std::memory_order_relaxed);  // start no further block
+      }
+    }
+  }
+
+  const std::size_t blocks;
+  const std::function<void(std::size_t)>& body;
+  std::atomic<std::size_t> next{0};
+  std::mutex mutex;
+  std::condition_variable idle;
+  int running = 0;  // workers inside work(); guarded by mutex
+  bool closed = false;  // the caller is leaving; guarded by mutex
+  std::exception_ptr error;
+};
+
+class Pool {
+ public:
+  void run(std::size_t blocks, int threads, const std::function<void(std::size_t)>& body) {
+    const std::size_t helpers = std::min<std::size_t>(threads - 1, blocks - 1);
+    const auto job = std::make_shared<Job>(blocks, body);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      while (workers_ < helpers) {
+        std::thread([this] { serve(); }).detach();
+        ++workers_;
+      }
+      queue_.insert(queue_.end(), helpers, job);
+    }
+    for (std::size_t i = 0; i < helpers; ++i) wake_.notify_one();
+    job->work();
+    std::unique_lock<std::mutex> lock(job->mutex);
+    job->closed = true;
+    job->idle.wait(lock, [&] { return job->running == 0; });
+    if (job->error) std::rethrow_exception(job->error);
+  }
+
+ private:
+  void serve() {
+    for (;;) {
+      std::shared_ptr<Job> job;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [this] { return !queue_.empty(); });
+        job = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      {
+        const std::lock_guard<std::mutex> lock(job->mutex);
+        if (job->closed) continue;  // its body is gone with the caller's stack
+        ++job->running;
+      }
+      job->work();
+      const std::lock_guard<std::mutex> lock(job->mutex);
+      if (--job->running == 0) job->idle.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::shared_ptr<Job>> queue_;
+  std::size_t workers_ = 0;
+};
+
+// Never destroyed: its detached workers may outlive main. A forked child has none of the workers and perhaps
+// a locked mutex, so it starts a pool of its own and leaves the inherited one alone.
+std::atomic<Pool*> pool{nullptr};
+
+Pool& current_pool() {
+  Pool* existing = pool.load(std::memory_order_acquire);
+  if (existing) return *existing;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+  (void)registered;
+  auto* fresh = new Pool;
+  if (pool.compare_exchange_strong(existing, fresh)) return *fresh;
+  delete fresh;
+  return *existing;
+}
+
+}  // namespace
+
+void parallel_for(std::size_t blocks, int threads, const std::function<void(std::size_t)>& body) {
+  if (threads <= 1 || blocks <= 1) {
+    for (std::size_t block = 0; block < blocks; ++block) body(block);
+    return;
+  }
+  current_pool().run(blocks, threads, body);
+}
+
+}  // namespace hybridfast

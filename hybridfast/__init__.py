@@ -1,0 +1,6 @@
+"""Hybrid batch training and language-bias evaluation for multilingual dense retrieval."""
+
+from hybridfast import _core
+
+__version__: str = _core.build_info()["version"]
+__all__ = ["__version__"]
