@@ -12,10 +12,10 @@ __all__ = ["EvalSet"]
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Questions and candidate passages in several languages, with every relevant passage of every question.
+    """Questions and candidate passages in several languages, with the relevant passages of every question.
 
-    ``gold_indices[gold_indptr[q]:gold_indptr[q + 1]]`` are the rows of ``passages`` that answer query ``q``, in
-    any language; a pool is a set of passage rows, and a query's golds in it are those that lie inside.
+    ``gold_indices[gold_indptr[q]:gold_indptr[q + 1]]`` are the rows of ``passages`` that answer query ``q``,
+    in any language; a pool is a set of passage rows, and a query's golds in it are those that lie inside.
     ``items`` names the parallel item behind each query: equal names are translations of one question.
     """
 

@@ -1,0 +1,596 @@
+"""Parallel training data: read and validate it, tokenize it once, memory-map it.
+
+A *group* is one parallel item (a question and its answer); a *version* is that item in one language: a
+query, a passage that answers it and, optionally, hard negatives. Missing translations are normal. A *source*
+is the data set that a group comes from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["ParallelCorpus", "TokenizedCorpus"]
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("query", pa.string()),
+        ("passage", pa.string()),
+        ("negatives", pa.list_(pa.string())),
+        ("source", pa.string()),
+    ]
+)
+FORMAT = 1  # of the token cache; part of its fingerprint
+CHUNK = 16_384  # rows validated, tokenized and written at a time
+
+
+class ParallelCorpus:
+    """Parallel queries and passages as text.
+
+    Args:
+        table: columns ``id, lang, query, passage, negatives, source``; one row a version, validated.
+        name: what the corpus is called in messages.
+
+    Use :meth:`load` or :meth:`from_rows`, which validate.
+    """
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        self.table = table
+        self.name = name
+        groups = table.column("id").combine_chunks().dictionary_encode()
+        languages = table.column("lang").combine_chunks().dictionary_encode()
+        sources = table.column("source").combine_chunks().dictionary_encode()
+        self.groups: list[str] = groups.dictionary.to_pylist()
+        # Sorted, so that a language keeps its number when rows are reordered.
+        self.languages: list[str] = sorted(languages.dictionary.to_pylist())
+        self.sources: list[str] = sorted(sources.dictionary.to_pylist())
+        self.group_V: NDArray[np.int32] = groups.indices.to_numpy()
+        self.language_V: NDArray[np.int32] = _renumber(languages, self.languages)
+        self.source_V: NDArray[np.int32] = _renumber(sources, self.sources)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str] | datasets.Dataset,
+        *,
+        config: str | None = None,
+        split: str = "train",
+        language: str | None = None,
+    ) -> ParallelCorpus:
+        """Read a corpus from a file, a folder, a :class:`datasets.Dataset` or a hub name.
+
+        Columns: ``id, lang, query, passage`` and optionally ``source`` and ``negative`` or
+        ``negative_1, negative_2, ...``; or sentence-transformers' ``anchor, positive, negative_1, ...``.
+        Other columns are ignored.
+
+        Args:
+            source: ``.jsonl``/``.json`` (one object a line), ``.csv``, ``.tsv`` or ``.parquet``; a folder of
+                such files or one written by ``Dataset.save_to_disk``; a Dataset; or else a name for
+                ``datasets.load_dataset``. Text files are UTF-8.
+            config, split: for ``datasets.load_dataset``.
+            language: the language of every row, for data without a ``lang`` column. Rows without ``id`` are
+                then groups of their own.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a bad row, named by file and line: not JSON, not UTF-8, a missing column, an empty
+                text, an ``(id, lang)`` seen before, a group in two sources.
+        """
+        if not isinstance(source, (str, os.PathLike)):
+            return cls.from_rows(source, name="dataset", language=language)
+        path = Path(source)
+        if path.is_file():
+            return _assemble([_File(path, path.stem, _rows_of_file(path))], path.name, language)
+        if path.is_dir():
+            if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                return cls.from_rows(_from_disk(path, split), name=path.name, language=language)
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
+            if not files:
+                raise ValueError(f"{path}: the folder holds none of {', '.join(sorted(READERS))}")
+            return _assemble(
+                [_File(file, file.stem, _rows_of_file(file)) for file in files], path.name, language
+            )
+        if path.suffix.lower() in READERS or path.is_absolute() or str(source).startswith("."):
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        from datasets import load_dataset
+
+        return cls.from_rows(
+            load_dataset(str(source), config, split=split), name=str(source), language=language
+        )
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], *, name: str = "rows", language: str | None = None
+    ) -> ParallelCorpus:
+        """Validate an iterable of mappings with the columns that :meth:`load` describes."""
+        return _assemble([_File(Path(name), name, enumerate(rows, start=1), unit="row ")], name, language)
+
+    def __len__(self) -> int:
+        """The number of versions: (group, language) rows."""
+        return self.table.num_rows
+
+    def __repr__(self) -> str:
+        return (
+            f"ParallelCorpus({self.name!r}: {len(self.groups):,} groups, {len(self):,} versions in "
+            f"{len(self.languages)} languages, {len(self.sources)} sources)"
+        )
+
+    def coverage(self) -> dict[str, int]:
+        """How many groups exist in each language."""
+        counts = np.bincount(self.language_V, minlength=len(self.languages))
+        return dict(zip(self.languages, counts.tolist(), strict=True))
+
+    def tokenize(
+        self,
+        tokenizer: Any,
+        *,
+        query_prefix: str = "Query: ",
+        passage_prefix: str = "Passage: ",
+        max_query_length: int = 64,
+        max_passage_length: int = 256,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> TokenizedCorpus:
+        """Tokenize every text once and memory-map the result.
+
+        Args:
+            tokenizer: a transformers tokenizer (special tokens added) or a ``tokenizers.Tokenizer`` (none
+                added, as sentence-transformers' StaticEmbedding does).
+            query_prefix, passage_prefix: put before each text.
+            max_query_length, max_passage_length: in tokens, prefix and special tokens counted.
+            cache_dir: where token caches live, each in a folder named by the fingerprint of data and
+                settings; default ``$HYBRIDFAST_CACHE`` or ``~/.cache/hybridfast``.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: a length < 1.
+        """
+        for name, length in (
+            ("max_query_length", max_query_length),
+            ("max_passage_length", max_passage_length),
+        ):
+            if length < 1:
+                raise ValueError(f"{name} must be >= 1, got {length}")
+        settings = {
+            "format": FORMAT,
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+            "max_query_length": max_query_length,
+            "max_passage_length": max_passage_length,
+            "tokenizer": _tokenizer_digest(tokenizer),
+            "data": self._digest(),
+        }
+        fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
+        cache = Path(cache_dir or os.environ.get("HYBRIDFAST_CACHE") or Path.home() / ".cache" / "hybridfast")
+        folder = cache / fingerprint
+        if not folder.is_dir():
+            cache.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
+            try:
+                self._write_tokens(unfinished, fingerprint, settings, tokenizer, progress)
+                os.rename(unfinished, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process finished the same cache first
+                    raise
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return TokenizedCorpus.open(folder)
+
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.table.to_batches(max_chunksize=CHUNK):
+            digest.update(json.dumps(batch.to_pydict()).encode())
+        return digest.hexdigest()
+
+    def _write_tokens(
+        self, folder: Path, fingerprint: str, settings: dict[str, Any], tokenizer: Any, progress: bool
+    ) -> None:
+        encode_query = _encoder(tokenizer, settings["max_query_length"])
+        encode_passage = _encoder(tokenizer, settings["max_passage_length"])
+        text_lengths = array("q")
+        version_sizes = array("q")
+        passage_hashes = array("Q")
+        with (
+            open(folder / "token_ids.bin", "wb") as ids_file,
+            tqdm(total=len(self), desc="tokenizing", unit=" rows", disable=not progress, leave=False) as bar,
+        ):
+            for batch in self.table.to_batches(max_chunksize=CHUNK):
+                queries, passages, negatives = (
+                    batch.column(name).to_pylist() for name in ("query", "passage", "negatives")
+                )
+                query_ids = encode_query([settings["query_prefix"] + text for text in queries])
+                documents = [
+                    text for first, rest in zip(passages, negatives, strict=True) for text in (first, *rest)
+                ]
+                document_ids = iter(encode_passage([settings["passage_prefix"] + text for text in documents]))
+                rows: list[list[int]] = []
+                for query, rest in zip(query_ids, negatives, strict=True):
+                    rows.append(query)
+                    rows.extend(next(document_ids) for _ in range(1 + len(rest)))
+                    version_sizes.append(2 + len(rest))
+                for row in rows:
+                    text_lengths.append(len(row))
+                np.fromiter((token for row in rows for token in row), np.int32).tofile(ids_file)
+                passage_hashes.extend(_text_hash(text) for text in passages)
+                bar.update(len(queries))
+        version_GL = np.full((len(self.groups), len(self.languages)), -1, np.int32)
+        version_GL[self.group_V, self.language_V] = np.arange(len(self), dtype=np.int32)
+        source_G = np.empty(len(self.groups), np.int32)
+        source_G[self.group_V] = self.source_V
+        arrays: dict[str, NDArray[Any]] = {
+            "text_indptr": _indptr(text_lengths),
+            "version_indptr": _indptr(version_sizes),
+            "group_V": self.group_V,
+            "language_V": self.language_V,
+            "version_GL": version_GL,
+            "source_G": source_G,
+            "passage_hash_V": np.frombuffer(passage_hashes, np.uint64),
+        }
+        shapes = {"token_ids": ([int(arrays["text_indptr"][-1])], "int32")}
+        for name, values in arrays.items():
+            values.tofile(folder / f"{name}.bin")
+            shapes[name] = (list(values.shape), values.dtype.name)
+        meta = {
+            "fingerprint": fingerprint,
+            "name": self.name,
+            "settings": settings,
+            "languages": self.languages,
+            "sources": self.sources,
+            "pad_id": _pad_id(tokenizer),
+            "arrays": shapes,
+        }
+        (folder / "groups.json").write_text(json.dumps(self.groups, ensure_ascii=False), encoding="utf-8")
+        (folder / "meta.json").write_text(
+            json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """A corpus as token ids: flat arrays over a memory map, read-only.
+
+    Text ``t`` is ``token_ids[text_indptr[t]:text_indptr[t + 1]]``. Version ``v`` owns the texts
+    ``version_indptr[v]`` to ``version_indptr[v + 1] - 1``: its query, its passage, then its hard negatives.
+    """
+
+    path: Path
+    name: str
+    fingerprint: str  # of the data and of every setting that shaped the ids
+    settings: dict[str, Any]
+    languages: list[str]  # (L,) sorted
+    sources: list[str]  # (S,) sorted
+    pad_id: int
+    token_ids: NDArray[np.int32] = field(repr=False)  # (T,)
+    text_indptr: NDArray[np.int64] = field(repr=False)  # (texts + 1,)
+    version_indptr: NDArray[np.int64] = field(repr=False)  # (V + 1,)
+    group_V: NDArray[np.int32] = field(repr=False)
+    language_V: NDArray[np.int32] = field(repr=False)
+    version_GL: NDArray[np.int32] = field(repr=False)  # the version of a group in a language, or -1
+    source_G: NDArray[np.int32] = field(repr=False)
+    passage_hash_V: NDArray[np.uint64] = field(repr=False)  # equal passages have equal hashes
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TokenizedCorpus:
+        """Map a folder that :meth:`ParallelCorpus.tokenize` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no token cache.
+            ValueError: a file of it is damaged: its size is not the one recorded.
+        """
+        folder = Path(folder)
+        if not (folder / "meta.json").is_file():
+            raise FileNotFoundError(f"{folder}: no token cache here (meta.json is missing)")
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        arrays: dict[str, Any] = {}
+        for name, (shape, dtype) in meta.pop("arrays").items():
+            file = folder / f"{name}.bin"
+            expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            actual = file.stat().st_size if file.is_file() else 0
+            if actual != expected:
+                raise ValueError(
+                    f"{file}: {actual} bytes where {expected} were written; delete {folder} to tokenize again"
+                )
+            arrays[name] = (
+                np.memmap(file, dtype, "r", shape=tuple(shape)) if expected else np.empty(shape, dtype)
+            )
+        return cls(path=folder, **meta, **arrays)
+
+    def __reduce__(self) -> tuple[Callable[[Path], TokenizedCorpus], tuple[Path]]:
+        return TokenizedCorpus.open, (self.path,)  # a pickle carries the path, not the data
+
+    def __len__(self) -> int:
+        """The number of versions: (group, language) rows."""
+        return len(self.group_V)
+
+    def text(self, index: int) -> NDArray[np.int32]:
+        """The token ids of one text."""
+        return self.token_ids[self.text_indptr[index] : self.text_indptr[index + 1]]
+
+    def group_ids(self) -> list[str]:
+        """The ids of the groups as the data spelled them, in the order of their numbers."""
+        ids: list[str] = json.loads((self.path / "groups.json").read_text(encoding="utf-8"))
+        return ids
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _File:
+    """Rows with the place each was read from: ``path`` and a line, or a row where there are no lines."""
+
+    path: Path
+    source: str  # of rows that name none
+    rows: Iterable[tuple[int, Mapping[str, Any]]]
+    unit: str = ""
+
+    def at(self, line: int) -> str:
+        return f"{self.path}:{line}" if not self.unit else f"{self.path}: {self.unit}{line}"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+                ) from None
+            yield number, line
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        yield number, row
+
+
+def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    line = 1  # where the record being read began: a quoted field may span lines
+    try:
+        fields = len(reader.fieldnames or ())
+        line = reader.line_num + 1
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}:{line}: more fields than the header's {fields}")
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: not CSV: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    from datasets import Dataset
+
+    try:
+        dataset = Dataset.from_parquet(str(path))
+    except Exception as error:
+        raise ValueError(f"{path}: not Parquet: {error}") from error
+    yield from enumerate(dataset, start=1)
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any]]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".csv": lambda path: _separated(path, ","),
+    ".tsv": lambda path: _separated(path, "\t"),
+    ".parquet": _parquet,
+}
+
+
+def _rows_of_file(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(sorted(READERS))}")
+    return reader(path)
+
+
+def _from_disk(path: Path, split: str) -> datasets.Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    loaded = load_from_disk(str(path))
+    if not isinstance(loaded, DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ValueError(f"{path}: split must be one of {', '.join(loaded)}, got {split!r}")
+    return loaded[split]
+
+
+# --- validating --------------------------------------------------------------------------------------------
+
+
+def _assemble(files: list[_File], name: str, language: str | None) -> ParallelCorpus:
+    batches: list[pa.RecordBatch] = []
+    lines = array("q")
+    first_row_of_file: list[int] = []
+    pending: list[dict[str, Any]] = []
+    for file in files:
+        first_row_of_file.append(len(lines))
+        for line, row in file.rows:
+            try:
+                pending.append(_version(row, file.source, str(line), language))
+            except ValueError as error:
+                raise ValueError(f"{file.at(line)}: {error}") from None
+            lines.append(line)
+            if len(pending) == CHUNK:
+                batches.append(pa.RecordBatch.from_pylist(pending, SCHEMA))
+                pending.clear()
+    batches.append(pa.RecordBatch.from_pylist(pending, SCHEMA))
+    if not lines:
+        raise ValueError(f"{files[0].path}: no rows")
+    corpus = ParallelCorpus(pa.Table.from_batches(batches), name)
+
+    def at(row: int) -> str:
+        file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1
+        return files[file].at(lines[row])
+
+    key_V = corpus.group_V.astype(np.int64) * len(corpus.languages) + corpus.language_V
+    if (repeat := _first_repeat(key_V)) is not None:
+        earlier, later = repeat
+        row = corpus.table.slice(later, 1).to_pylist()[0]
+        raise ValueError(
+            f"{at(later)}: id {row['id']!r} in language {row['lang']!r} is already at {at(earlier)}"
+        )
+    source_G = np.empty(len(corpus.groups), np.int32)
+    source_G[corpus.group_V[::-1]] = corpus.source_V[::-1]  # the first row of a group decides
+    strays = np.flatnonzero(source_G[corpus.group_V] != corpus.source_V)
+    if len(strays):
+        stray = int(strays[0])
+        row = corpus.table.slice(stray, 1).to_pylist()[0]
+        raise ValueError(
+            f"{at(stray)}: id {row['id']!r} is in source {row['source']!r}, "
+            f"but in {corpus.sources[source_G[corpus.group_V[stray]]]!r} before"
+        )
+    return corpus
+
+
+def _version(row: Mapping[str, Any], source: str, place: str, language: str | None) -> dict[str, Any]:
+    """One row in the schema's columns; a ValueError says what is wrong with it."""
+    pair = ("anchor", "positive") if "anchor" in row and "query" not in row else ("query", "passage")
+    lang = row.get("lang") or language
+    if lang is None:
+        raise ValueError(
+            f"column 'lang' is missing; the row has {', '.join(map(repr, row))} (or pass language=)"
+        )
+    identifier = row.get("id")
+    if identifier is None or identifier == "":
+        if language is None and pair[0] == "query":
+            raise ValueError(f"column 'id' is missing; the row has {', '.join(map(repr, row))}")
+        identifier = f"{source}:{place}"
+    return {
+        "id": str(identifier),
+        "lang": _text(lang, "lang"),
+        "query": _column(row, pair[0]),
+        "passage": _column(row, pair[1]),
+        "negatives": _negatives(row),
+        "source": _text(row.get("source") or source, "source"),
+    }
+
+
+def _column(row: Mapping[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        raise ValueError(f"column {name!r} is missing; the row has {', '.join(map(repr, row))}")
+    return _text(row[name], name)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {value!r}")
+    if not value.strip():
+        raise ValueError(f"{name} is empty")
+    return value
+
+
+def _negatives(row: Mapping[str, Any]) -> list[str]:
+    """``negatives`` (a list), ``negative`` or ``negative_1, negative_2, ...``; empty ones mean fewer."""
+    listed = row.get("negatives")
+    if listed is not None and not isinstance(listed, (list, tuple)):
+        raise ValueError(f"negatives must be a list of texts, got {listed!r}")
+    numbered = sorted(
+        (name for name in row if name == "negative" or name.startswith("negative_")),
+        key=lambda name: (len(name), name),
+    )
+    found = [*(("negatives", value) for value in listed or ()), *((name, row[name]) for name in numbered)]
+    return [_text(value, name) for name, value in found if value is not None and value != ""]
+
+
+def _first_repeat(key_V: NDArray[np.int64]) -> tuple[int, int] | None:
+    """The first row whose key an earlier row has, after that earlier row."""
+    order = np.argsort(key_V, kind="stable")
+    repeats = np.flatnonzero(key_V[order][1:] == key_V[order][:-1])
+    if not len(repeats):
+        return None
+    at = repeats[np.argmin(order[repeats + 1])]
+    return int(order[at]), int(order[at + 1])
+
+
+# --- tokenizing --------------------------------------------------------------------------------------------
+
+
+def _encoder(tokenizer: Any, max_length: int) -> Callable[[list[str]], list[list[int]]]:
+    from tokenizers import Tokenizer
+
+    if isinstance(tokenizer, Tokenizer):
+
+        def encode_plain(texts: list[str]) -> list[list[int]]:
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids[:max_length] for encoding in encodings]
+
+        return encode_plain
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        encoded = tokenizer(
+            texts, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    return encode
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """What decides a tokenizer's ids; its truncation and padding state does not, and changes with use."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        definition = json.loads(backend.to_str())
+        definition.pop("truncation", None)
+        definition.pop("padding", None)
+    else:  # a pure Python tokenizer
+        definition = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    text = json.dumps(definition, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _pad_id(tokenizer: Any) -> int:
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    if pad_id is None and (padding := getattr(tokenizer, "padding", None)):
+        pad_id = padding["pad_id"]
+    return int(pad_id or 0)
+
+
+# --- small helpers -----------------------------------------------------------------------------------------
+
+
+def _renumber(encoded: pa.DictionaryArray, order: list[str]) -> NDArray[np.int32]:
+    position = {value: index for index, value in enumerate(order)}
+    table = np.array([position[value] for value in encoded.dictionary.to_pylist()], np.int32)
+    return table[encoded.indices.to_numpy()]
+
+
+def _indptr(sizes: array[int]) -> NDArray[np.int64]:
+    indptr = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(np.frombuffer(sizes, np.int64), out=indptr[1:])
+    return indptr
+
+
+def _text_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
