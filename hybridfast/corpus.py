@@ -139,6 +139,12 @@ class ParallelCorpus:
         counts = np.bincount(self.language_V, minlength=len(self.languages))
         return dict(zip(self.languages, counts.tolist(), strict=True))
 
+    def texts(self) -> Iterator[str]:
+        """Every query and passage, row by row."""
+        for batch in self.table.to_batches(max_chunksize=CHUNK):
+            yield from batch.column("query").to_pylist()
+            yield from batch.column("passage").to_pylist()
+
     def tokenize(
         self,
         tokenizer: Any,

@@ -1,0 +1,109 @@
+"""What the commands share: flags and YAML into a dataclass, one-line errors, an output folder or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+__all__ = ["fail", "output_folder", "parse", "usage_errors"]
+
+Config = TypeVar("Config")
+
+
+def parse(config: type[Config], prog: str, description: str, argv: list[str] | None = None) -> Config:
+    """Fill a dataclass from ``[FILE.yaml] [--flags]``; a flag overrides the file.
+
+    Any mistake ends the process with one line on stderr and exit code 2.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            fail(message)
+
+    class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+        pass
+
+    parser: ArgumentParser = Parser(
+        config,  # type: ignore[arg-type]
+        prog=prog,
+        usage=f"{prog} [SETTINGS.yaml] [--flag value ...]",
+        description=description,
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    with usage_errors():
+        if argv and argv[0].endswith((".yaml", ".yml")):
+            argv = [*_yaml_flags(Path(argv[0]), parser), *argv[1:]]
+        return config(**vars(parser.parse_args(argv)))
+
+
+def _yaml_flags(path: Path, parser: ArgumentParser) -> list[str]:
+    """The file's settings as flags, so that they are checked and converted like flags."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected 'setting: value' lines, got {type(settings).__name__}")
+    known = {action.dest for action in parser._actions}
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown setting {name!r}")
+        if value is not None:
+            values: list[Any] = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Report what the user can mend (a bad value, a missing file) in one line and exit with code 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        fail(str(error))
+
+
+def check_output_folder(folder: str | os.PathLike[str]) -> Path:
+    """The path, if a result may be written there.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"output_dir {path} exists and is not empty; name another one")
+    return path
+
+
+@contextmanager
+def output_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which takes its name when the block ends well and vanishes when it does not."""
+    path = check_output_folder(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        check_output_folder(path)
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""The dual encoder: one SentenceTransformer whose weights encode both queries and passages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
+__all__ = ["build_static", "embed", "encode", "is_static", "load", "set_prompts", "train_tokenizer"]
+
+
+def load(name_or_path: str, *, device: str | None = None) -> SentenceTransformer:
+    """Load a SentenceTransformer, or any transformers encoder (which gets mean pooling).
+
+    Args:
+        name_or_path: a hub name or a local folder.
+        device: as torch spells it; default: a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: ``name_or_path`` looks like a path, and nothing is there.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).expanduser().is_dir():
+        raise FileNotFoundError(f"{name_or_path}: no such model folder")
+    return SentenceTransformer(
+        str(Path(name_or_path).expanduser()) if looks_local else name_or_path, device=device
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 12_000) -> Tokenizer:
+    """Learn a byte-pair vocabulary: fewer tokens than asked for where the texts do not yield as many."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def build_static(tokenizer: Tokenizer, dimension: int = 256) -> SentenceTransformer:
+    """A static encoder: the mean of a text's token embeddings, drawn from torch's global generator."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    except ImportError:  # where sentence-transformers 5 has it
+        from sentence_transformers.models import StaticEmbedding
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu")
+
+
+def is_static(model: SentenceTransformer) -> bool:
+    """Whether the model takes flat token ids with offsets, not padded ones with a mask."""
+    return any(isinstance(module, torch.nn.EmbeddingBag) for module in model.modules())
+
+
+def set_prompts(model: SentenceTransformer, query: str | None, passage: str | None) -> None:
+    """What ``encode_query`` and ``encode_document`` put before a text; None keeps the model's own."""
+    if query is not None:
+        model.prompts["query"] = query
+    if passage is not None:
+        model.prompts["document"] = passage
+
+
+def embed(model: SentenceTransformer, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Embed tokenized texts with gradients: (B, D), not normalized.
+
+    Args:
+        features: ``input_ids`` and ``attention_mask``, both (B, length); or, for a static encoder,
+            ``input_ids`` (tokens,) and ``offsets`` (B,).
+    """
+    embeddings: torch.Tensor = model(features)["sentence_embedding"]
+    return embeddings
+
+
+def encode(
+    model: SentenceTransformer, queries: list[str], passages: list[str], *, batch_size: int, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32 on the CPU."""
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "show_progress_bar": progress,
+        "convert_to_tensor": True,
+    }
+    query_embeddings = model.encode_query(queries, **settings).float().cpu()
+    return query_embeddings, model.encode_document(passages, **settings).float().cpu()
