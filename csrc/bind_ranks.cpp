@@ -1,0 +1,82 @@
+#include <pybind11/numpy.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+#include "ranks.h"
+
+namespace py = pybind11;
+
+namespace hybridfast {
+namespace {
+
+using Integers = py::array_t<std::int64_t, py::array::c_style>;
+
+std::span<const std::int64_t> view(const Integers& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+// float32, float16, or int16 holding the bits of bfloat16, which NumPy lacks.
+Embeddings view(const py::array& array, const char* name) {
+  Embeddings embeddings{array.data(), 0, 0, Element::float32};
+  const char code = array.dtype().char_();
+  if (code == 'e') {
+    embeddings.element = Element::float16;
+  } else if (code == 'h') {
+    embeddings.element = Element::bfloat16;
+  } else if (code != 'f') {
+    throw std::invalid_argument(std::string(name) +
+                                " must be float32, float16 or the int16 bits of bfloat16");
+  }
+  if (array.ndim() != 2 || !(array.flags() & py::array::c_style))
+    throw std::invalid_argument(std::string(name) + " must be a C-contiguous matrix");
+  embeddings.rows = static_cast<std::size_t>(array.shape(0));
+  embeddings.depth = static_cast<std::size_t>(array.shape(1));
+  return embeddings;
+}
+
+py::tuple find_largest_norm(const py::array& array) {
+  const Embeddings embeddings = view(array, "embeddings");
+  RowNorm largest{};
+  {
+    const py::gil_scoped_release release;
+    largest = largest_norm(embeddings);
+  }
+  return py::make_tuple(largest.row, largest.norm);
+}
+
+py::tuple rank_counts(const py::array& queries, const py::array& passages, const Integers& group_starts,
+                      const Integers& group_rows, const Integers& gold_indptr, const Integers& gold_rows,
+                      int threads) {
+  const Embeddings query_view = view(queries, "queries"), passage_view = view(passages, "passages");
+  if (query_view.depth != passage_view.depth)
+    throw std::invalid_argument("queries and passages differ in width");
+  if (static_cast<std::size_t>(gold_indptr.size()) != query_view.rows + 1)
+    throw std::invalid_argument("gold_indptr must have one entry more than there are queries");
+  const Groups groups{view(group_starts), view(group_rows)};
+  const Golds golds{view(gold_indptr), view(gold_rows)};
+  const auto make = [&] {
+    py::array_t<std::int32_t> counts({golds.rows.size(), groups.count()});
+    std::fill_n(counts.mutable_data(), counts.size(), 0);
+    return counts;
+  };
+  auto greater = make(), tied = make(), later = make();
+  const RankCounts counts{greater.mutable_data(), tied.mutable_data(), later.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    count_ranks(query_view, passage_view, groups, golds, counts, threads);
+  }
+  return py::make_tuple(std::move(greater), std::move(tied), std::move(later));
+}
+
+}  // namespace
+
+void register_ranks(py::module_& module) {
+  module.def("largest_norm", &find_largest_norm, py::arg("embeddings").noconvert());
+  module.def("rank_counts", &rank_counts, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
+             py::arg("group_starts").noconvert(), py::arg("group_rows").noconvert(),
+             py::arg("gold_indptr").noconvert(), py::arg("gold_rows").noconvert(), py::arg("threads"));
+}
+
+}  // namespace hybridfast

@@ -1,0 +1,228 @@
+#include "ranks.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "simd/level.h"
+#include "threads.h"
+
+namespace hybridfast {
+namespace {
+
+constexpr std::size_t kBlockBytes = std::size_t{8} << 20;    // packed queries, packed passages
+constexpr std::size_t kChunkBytes = std::size_t{384} << 10;  // passages that stay in a core's L2 cache
+constexpr std::size_t kChunkRows = 512;                      // and whose scores stay there too
+
+struct Half {
+  std::uint16_t bits;
+};
+struct Brain {
+  std::uint16_t bits;
+};
+
+float widen(float value) {
+  return value;
+}
+
+float widen(Brain value) {
+  return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
+}
+
+float widen(Half value) {
+  const std::uint32_t magnitude = value.bits & 0x7fffu;
+  const std::uint32_t sign = (value.bits & 0x8000u) << 16;
+  constexpr std::uint32_t rebias = (127 - 15) << 23;
+  if (magnitude < 0x0400u)  // zero or subnormal: a multiple of 2^-24
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24f) |
+                                sign);
+  const std::uint32_t special = magnitude >= 0x7c00u ? rebias : 0u;  // infinity and NaN stay so
+  return std::bit_cast<float>(((magnitude << 13) + rebias + special) | sign);
+}
+
+// Calls body with the embeddings' data as a pointer of their element type.
+template <class Body>
+auto with_elements(const Embeddings& embeddings, Body body) {
+  switch (embeddings.element) {
+    case Element::float16:
+      return body(static_cast<const Half*>(embeddings.data));
+    case Element::bfloat16:
+      return body(static_cast<const Brain*>(embeddings.data));
+    default:
+      return body(static_cast<const float*>(embeddings.data));
+  }
+}
+
+// panel[d * width + i] = element d of the i-th of `count` rows, row_of(i); zero for the i beyond.
+template <class RowOf>
+void pack_panel(const Embeddings& embeddings, std::size_t count, std::size_t width, float* panel,
+                RowOf row_of) {
+  with_elements(embeddings, [&](const auto* data) {
+    std::fill_n(panel, count < width ? width * embeddings.depth : 0, 0.0f);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto* row = data + row_of(i) * embeddings.depth;
+      for (std::size_t d = 0; d < embeddings.depth; ++d) panel[d * width + i] = widen(row[d]);
+    }
+  });
+}
+
+// A run of rows [begin, begin + size) packed as consecutive panels.
+struct Block {
+  std::size_t begin;
+  std::size_t size;
+  std::size_t width;
+  std::size_t depth;
+  std::vector<float> data;
+
+  std::size_t panels() const { return (size + width - 1) / width; }
+  std::size_t panel_rows(std::size_t panel) const { return std::min(width, size - panel * width); }
+  const float* panel(std::size_t index) const { return data.data() + index * width * depth; }
+};
+
+template <class RowOf>
+void pack_block(const Embeddings& embeddings, std::size_t begin, std::size_t size, Block& block, int threads,
+                RowOf row_of) {
+  block.begin = begin;
+  block.size = size;
+  block.data.resize(block.panels() * block.width * block.depth);
+  parallel_for(block.panels(), threads, [&](std::size_t p) {
+    const std::size_t first = begin + p * block.width;
+    pack_panel(embeddings, block.panel_rows(p), block.width,
+               block.data.data() + p * block.width * block.depth,
+               [&](std::size_t i) { return row_of(first + i); });
+  });
+}
+
+// Scores of the golds of one query panel, whose first query is `first`.
+void score_golds(const Block& queries, std::size_t panel, const Embeddings& passages, const Golds& golds,
+                 float* gold_scores) {
+  const auto& kernels = simd::kernels();
+  const std::size_t first = queries.begin + panel * queries.width;
+  const std::size_t last = first + queries.panel_rows(panel);
+  std::vector<float> gold_panel(kernels.columns * queries.depth);
+  std::vector<float> scores(kernels.rows * kernels.columns);
+  const auto end = static_cast<std::size_t>(golds.indptr[last]);
+  std::size_t query = first;
+  for (auto gold = static_cast<std::size_t>(golds.indptr[first]); gold < end; gold += kernels.columns) {
+    const std::size_t count = std::min(kernels.columns, end - gold);
+    pack_panel(passages, count, kernels.columns, gold_panel.data(),
+               [&](std::size_t i) { return static_cast<std::size_t>(golds.rows[gold + i]); });
+    kernels.scores(queries.panel(panel), gold_panel.data(), queries.depth, scores.data(), kernels.columns);
+    for (std::size_t i = 0; i < count; ++i) {
+      while (static_cast<std::size_t>(golds.indptr[query + 1]) <= gold + i) ++query;
+      gold_scores[gold + i] = scores[(query - first) * kernels.columns + i];
+    }
+  }
+}
+
+// Adds to one gold's counts what `size` scores of one group, of the passages `rows`, say about it.
+void count_scores(const float* scores, const std::int64_t* rows, std::size_t size, float gold_score,
+                  std::int64_t gold_row, std::size_t entry, const RankCounts& counts) {
+  std::int32_t greater = 0, equal = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    greater += scores[i] > gold_score;
+    equal += scores[i] == gold_score;
+  }
+  const auto add = [](std::int32_t& total, std::int32_t value) {  // chunks of other threads add here too
+    if (value) std::atomic_ref<std::int32_t>(total).fetch_add(value, std::memory_order_relaxed);
+  };
+  add(counts.greater[entry], greater);
+  if (!equal) return;
+  std::int32_t tied = 0, later = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    tied += (scores[i] == gold_score) & (rows[i] != gold_row);
+    later += (scores[i] == gold_score) & (rows[i] > gold_row);
+  }
+  add(counts.tied[entry], tied);
+  add(counts.later[entry], later);
+}
+
+// One query panel against the passages [begin, end) of the block, both multiples of a panel from its start.
+void count_tile(const Block& queries, std::size_t query_panel, const Block& passages, std::size_t begin,
+                std::size_t end, const Groups& groups, const Golds& golds, const float* gold_scores,
+                const RankCounts& counts) {
+  const std::size_t first = queries.begin + query_panel * queries.width;
+  const std::size_t last = first + queries.panel_rows(query_panel);
+  if (golds.indptr[first] == golds.indptr[last]) return;
+  const auto& kernels = simd::kernels();
+  const std::size_t panels = (end - begin + kernels.columns - 1) / kernels.columns;
+  const std::size_t stride = panels * kernels.columns;
+  const auto scores = std::make_unique_for_overwrite<float[]>(kernels.rows * stride);
+  for (std::size_t p = 0; p < panels; ++p)
+    kernels.scores(queries.panel(query_panel), passages.panel(begin / kernels.columns + p), queries.depth,
+                   scores.get() + p * kernels.columns, stride);
+
+  const auto first_place = static_cast<std::int64_t>(passages.begin + begin);
+  const auto last_place = static_cast<std::int64_t>(passages.begin + end);
+  const auto past = std::upper_bound(groups.starts.begin(), groups.starts.end(), first_place);
+  for (auto group = static_cast<std::size_t>(past - groups.starts.begin()) - 1;
+       group < groups.count() && groups.starts[group] < last_place; ++group) {
+    const std::int64_t from = std::max(groups.starts[group], first_place);
+    const std::int64_t to = std::min(groups.starts[group + 1], last_place);
+    for (std::size_t query = first; query < last; ++query)
+      for (std::int64_t gold = golds.indptr[query]; gold < golds.indptr[query + 1]; ++gold)
+        count_scores(scores.get() + (query - first) * stride + (from - first_place),
+                     groups.rows.data() + from, static_cast<std::size_t>(to - from), gold_scores[gold],
+                     golds.rows[gold], static_cast<std::size_t>(gold) * groups.count() + group, counts);
+  }
+}
+
+// Rows of `depth` floats that fill at most `bytes`: whole panels, at least one.
+std::size_t rows_in(std::size_t bytes, std::size_t depth, std::size_t width) {
+  const std::size_t rows = bytes / (sizeof(float) * std::max<std::size_t>(depth, 1));
+  return std::max(rows / width, std::size_t{1}) * width;
+}
+
+}  // namespace
+
+RowNorm largest_norm(const Embeddings& embeddings) {
+  return with_elements(embeddings, [&](const auto* data) {
+    RowNorm largest{0, 0.0};
+    for (std::size_t row = 0; row < embeddings.rows; ++row) {
+      double squares = 0.0;
+      for (std::size_t d = 0; d < embeddings.depth; ++d) {
+        const double value = widen(data[row * embeddings.depth + d]);
+        squares += value * value;
+      }
+      if (!std::isfinite(squares)) return RowNorm{row, squares};
+      if (squares > largest.norm) largest = {row, squares};
+    }
+    return RowNorm{largest.row, std::sqrt(largest.norm)};
+  });
+}
+
+void count_ranks(const Embeddings& queries, const Embeddings& passages, const Groups& groups,
+                 const Golds& golds, const RankCounts& counts, int threads) {
+  const auto& kernels = simd::kernels();
+  const std::size_t depth = queries.depth;
+  const std::size_t query_step = rows_in(kBlockBytes, depth, kernels.rows);
+  const std::size_t passage_step = rows_in(kBlockBytes, depth, kernels.columns);
+  const std::size_t chunk =
+      rows_in(std::min(kChunkBytes, kChunkRows * sizeof(float) * depth), depth, kernels.columns);
+  Block query_block{0, 0, kernels.rows, depth, {}};
+  Block passage_block{0, 0, kernels.columns, depth, {}};
+  std::vector<float> gold_scores(golds.rows.size());
+
+  for (std::size_t q = 0; q < queries.rows; q += query_step) {
+    pack_block(queries, q, std::min(query_step, queries.rows - q), query_block, threads,
+               [](std::size_t place) { return place; });
+    parallel_for(query_block.panels(), threads, [&](std::size_t panel) {
+      score_golds(query_block, panel, passages, golds, gold_scores.data());
+    });
+    for (std::size_t n = 0; n < groups.rows.size(); n += passage_step) {
+      pack_block(passages, n, std::min(passage_step, groups.rows.size() - n), passage_block, threads,
+                 [&](std::size_t place) { return static_cast<std::size_t>(groups.rows[place]); });
+      const std::size_t chunks = (passage_block.size + chunk - 1) / chunk;
+      parallel_for(chunks * query_block.panels(), threads, [&](std::size_t task) {
+        const std::size_t begin = task / query_block.panels() * chunk;  // neighbours share a chunk
+        count_tile(query_block, task % query_block.panels(), passage_block, begin,
+                   std::min(begin + chunk, passage_block.size), groups, golds, gold_scores.data(), counts);
+      });
+    }
+  }
+}
+
+}  // namespace hybridfast
