@@ -1,0 +1,101 @@
+"""The evaluator's command. Measures themselves are tested in test_metrics.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridfast import evaluate
+from hybridfast import model as encoders
+from hybridfast.datasets import EvalSet
+
+# "fox" in two languages that share no word, and a distractor in each.
+EVAL_SET = EvalSet(
+    name="foxes",
+    queries=["red fox", "roter fuchs"],
+    query_languages=["en", "de"],
+    items=["fox", "fox"],
+    passages=["red fox", "blue sea", "roter fuchs", "blaues meer"],
+    passage_languages=["en", "en", "de", "de"],
+    gold_indptr=np.array([0, 2, 4]),
+    gold_indices=np.array([0, 2, 0, 2]),
+)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    model = encoders.build_static(encoders.train_tokenizer(EVAL_SET.passages, 100), 64)
+    model.save(str(tmp_path / "lexical"))
+    return tmp_path / "lexical"
+
+
+def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
+    model = encoders.load(str(model_folder))
+    evaluation = evaluate.evaluate(model, EVAL_SET, progress=False)
+    assert evaluation.mono("mAP") == 1.0
+    pairs = evaluation.pairs["R@1"]
+    assert pairs[0, 0] == pairs[1, 1] == 1.0
+    assert np.all(evaluation.rank_distance >= 1)
+
+
+def test_scores_are_cosines(model_folder: Path) -> None:
+    """The longer a text's words repeat, the same its mean; but a scaled embedding must not change a rank."""
+    model = encoders.load(str(model_folder))
+    expected = evaluate.evaluate(model, EVAL_SET, progress=False).to_dict()
+    scale = np.random.default_rng(0).uniform(0.1, 10, size=(len(EVAL_SET.passages), 1)).astype(np.float32)
+    original = model.encode_document
+    model.encode_document = lambda texts, **settings: original(texts, **settings) * scale  # type: ignore[method-assign]
+    assert evaluate.evaluate(model, EVAL_SET, progress=False).to_dict() == expected
+
+
+def test_the_command_prints_and_writes(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "facts.jsonl"
+    rows.write_text(
+        "".join(
+            json.dumps({"id": f"{text}", "lang": lang, "query": text, "passage": text}) + "\n"
+            for lang, texts in {"en": ["red fox", "blue sea"], "de": ["roter fuchs"]}.items()
+            for text in texts
+        )
+    )
+    output = tmp_path / "results"
+    evaluate.main(["--model", str(model_folder), "--dataset", str(rows), "--output_dir", str(output)])
+    out = capsys.readouterr().out
+    assert "lexical" in out
+    assert "rank distance" in out
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["config"]["dataset"] == str(rows)
+    assert metrics["evaluation"]["summary"]["mAP mono"] == 1.0
+    assert metrics["environment"]["torch"]
+    assert (output / "language_pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in output.iterdir()) == ["language_pairs.png", "metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "xquad"], "dataset must be cldr, xquad-r or an existing file or folder, got 'xquad'"),
+        (["--dataset", "xquad-r"], "dataset xquad-r needs data_dir"),
+        (["--dataset", "xquad-r", "--data_dir", "/missing"], "/missing"),
+        (["--eval_batch_size", "0"], "eval_batch_size must be >= 1, got 0"),
+        (["--model", "./missing"], "./missing: no such model folder"),
+        (["--output_dir", "FULL"], "exists and is not empty"),
+    ],
+)
+def test_what_a_user_can_get_wrong(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    flags = [str(model_folder) if flag == "FULL" else flag for flag in flags]
+    before = sorted(path.name for path in model_folder.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", str(model_folder), *flags])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(path.name for path in model_folder.iterdir()) == before
