@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         model = encoders.load(config.model, device=config.device)
     encoders.set_prompts(model, config.query_prefix, config.passage_prefix)
     evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
-    print(report.table({Path(config.model).name: evaluation}))
+    print(report.table({Path(config.model).name: evaluation.summary()}))
     with cli.output_folder(config.output_dir) as folder:
         write_results(folder, evaluation, {"config": asdict(config)})
     print(f"\nWrote {config.output_dir}/metrics.json and {config.output_dir}/language_pairs.png")

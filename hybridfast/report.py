@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +27,29 @@ _BAD = LinearSegmentedColormap.from_list(
 )
 
 
-def table(summaries: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The paper's layout: a row per model or mode, a column per figure; aligned text that is valid
-    Markdown.
+Summary = Mapping[str, float | None]
 
-    `summaries` maps each row's name to what :meth:`hybridfast.metrics.Evaluation.summary` returns, or to that
-    part of a stored ``to_dict()``. Ranks are given to one decimal, shares to three; "-" is for undefined
-    values.
+
+def table(summaries: Mapping[str, Summary | Sequence[Summary]]) -> str:
+    """The paper's layout, aligned text that is valid Markdown: a row a model, a column a figure.
+
+    `summaries` maps each row's name to what :meth:`hybridfast.metrics.Evaluation.summary` returns, or to the
+    "summary" of a stored ``to_dict()``; or to several of them, from several seeds, shown as mean ± sample
+    standard deviation. Ranks are given to one decimal, shares to three; "-" is for undefined values.
     """
     if not summaries:
         raise ValueError("summaries must hold at least one row")
-    columns = list(next(iter(summaries.values())))
+    rows = {name: [seeds] if isinstance(seeds, Mapping) else [*seeds] for name, seeds in summaries.items()}
+    columns = list(next(iter(rows.values()))[0])
     cells = [["", *columns]]
-    for name, summary in summaries.items():
-        if list(summary) != columns:
-            raise ValueError(
-                f"summaries must share their columns, {columns}, but {name!r} has {list(summary)}"
-            )
-        cells.append([name.replace("|", "\\|"), *(_cell(column, summary[column]) for column in columns)])
+    for name, seeds in rows.items():
+        for summary in seeds:
+            if list(summary) != columns:
+                raise ValueError(
+                    f"summaries must share their columns, {columns}, but {name!r} has {list(summary)}"
+                )
+        figures = [_cell(column, *(summary[column] for summary in seeds)) for column in columns]
+        cells.append([name.replace("|", "\\|"), *figures])
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         [
@@ -173,10 +178,13 @@ def _rank(value: float) -> str:
     return f"{value:.0f}" if value < 9999.5 else f"{value / 1000:.0f}k"
 
 
-def _cell(column: str, value: float | None) -> str:
-    if value is None or math.isnan(value):
+def _cell(column: str, *seeds: float | None) -> str:
+    known = [value for value in seeds if value is not None and not math.isnan(value)]
+    if not known:
         return "-"
-    return f"{value:.1f}" if "rank" in column else f"{value:.3f}"
+    digits = 1 if "rank" in column else 3
+    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{spread}"
 
 
 def _write_png(figure: Figure, path: Path) -> None:

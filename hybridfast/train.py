@@ -296,12 +296,12 @@ def main(argv: list[str] | None = None) -> None:
     with cli.usage_errors():
         output_dir = cli.check_output_folder(config.output_dir or _next_free(config))
         project = Project(config)
-    evaluations: dict[str, list[Evaluation]] = {}
+    summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())
     with cli.output_folder(output_dir) as folder:
         if config.eval_before and project.eval_set is not None:
             untrained = project.evaluate(project.new_model(config.seed))
-            evaluations["untrained"] = [untrained] if untrained else []
+            summaries["untrained"] = [untrained.summary()] if untrained else []
         for name, run in runs:
             title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
             model = project.new_model(run.seed)
@@ -310,8 +310,8 @@ def main(argv: list[str] | None = None) -> None:
             run_folder = folder if len(runs) == 1 else folder / title
             _save(run_folder, model, run, training, evaluation)
             if evaluation:
-                evaluations.setdefault(name, []).append(evaluation)
-        table = report.table(evaluations) if evaluations else ""
+                summaries.setdefault(name, []).append(evaluation.summary())
+        table = report.table(summaries) if summaries else ""
         if table:
             (folder / "results.md").write_text(table + "\n", encoding="utf-8")
     if project.eval_set is not None:

@@ -46,6 +46,14 @@ def test_table_keeps_a_bar_inside_its_cell() -> None:
     assert report.table({"a|b": {"R@1 mono": 1.0}}).splitlines()[2] == "| a\\|b |    1.000 |"
 
 
+def test_several_seeds_are_mean_and_sample_deviation() -> None:
+    seeds = [{"mAP mono": value, "rank distance": 10 * value} for value in (0.1, 0.2, 0.6)]
+    single = {"mAP mono": 0.5, "rank distance": NAN}
+    lines = report.table({"three": seeds, "one": [single]}).splitlines()
+    assert lines[2] == "| three | 0.300 ± 0.265 |     3.0 ± 2.6 |"
+    assert lines[3] == "| one   |         0.500 |             - |"
+
+
 def test_bad_tables() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         report.table({})
