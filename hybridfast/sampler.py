@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hybridfast import _core
@@ -39,17 +40,19 @@ class Batch:
     `queries`, `passages` and `negatives` are what a SentenceTransformer's first module takes:
     layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
     layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
-    They are None for a corpus without token ids.
+    They are None for a corpus without token ids. Languages are positions in `HybridSampler.languages`.
+    A row is flagged that repeats a group or a passage of an earlier row of the global batch; the loss wants
+    `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each other.
     """
 
     epoch: int
     index: int
     mode: str  # "mono", "cross" or, with cross="same", "same"
     groups: torch.Tensor  # (B,) int64
-    query_languages: torch.Tensor  # (B,) int64, positions in HybridSampler.languages
+    query_languages: torch.Tensor  # (B,) int64
     passage_languages: torch.Tensor  # (B,) int64
-    flagged: torch.Tensor  # (B,) bool: repeats a group or a passage of an earlier row of the global batch
-    mask_groups: torch.Tensor  # (B,) int64: the group or, where flagged, that earlier row's; for the loss's masks
+    flagged: torch.Tensor  # (B,) bool
+    mask_groups: torch.Tensor  # (B,) int64: the group or, where flagged, the earlier row's
     queries: dict[str, torch.Tensor] | None  # B texts
     passages: dict[str, torch.Tensor] | None  # B texts
     negatives: dict[str, torch.Tensor] | None  # M <= B * negatives texts; None when negatives=0
@@ -70,7 +73,7 @@ class HybridSampler:
         holds exactly its share of every mode and language, in random order).
     languages: the languages to draw from, by code; default all of the corpus.
     language_weights: {language: weight}; default uniform.
-    sources: "mixed" (every batch holds pairs of all data sets, by weight) or "single" (one data set per batch).
+    sources: "mixed" (every batch holds pairs of all data sets, by weight) or "single" (one per batch).
     source_weights: "size" or {source: weight}; temperature: sizes count as size ** (1 / temperature).
     negatives: at most this many hard negatives per pair, in the passage's language.
     dedup: "group" (a group at most once in a global batch), "text" (nor two equal passages), or None.
@@ -109,9 +112,271 @@ class HybridSampler:
         pad_to_multiple_of: int = 1,
         token_dtype: str = "int64",
     ) -> None:
-        raise NotImplementedError
+        self._options = {name: value for name, value in locals().items() if name not in ("self", "tokens")}
+        self._tokens = tokens
+        self.languages = _chosen_languages(tokens, languages)
+        self.sources = list(tokens.sources)
+        self.batch_size, self.alpha, self.seed = batch_size, alpha, seed
+        self.layout, self.threads, self.prefetch = layout, threads, prefetch
+        _check_choice("cross", cross, ("mixed", "paired", "same"))
+        _check_choice("draw", draw, ("bernoulli", "stratified"))
+        _check_choice("sources", sources, ("mixed", "single"))
+        _check_choice("dedup", dedup, ("group", "text", None))
+        _check_choice("layout", layout, ("padded", "flat"))
+        _check_choice("token_dtype", token_dtype, ("int64", "int32"))
+        _check_range("seed", seed, 0, 2**64 - 1)
+        _check_range("batch_size", batch_size, 1, 2**31 - 1)
+        _check_range("world_size", world_size, 1, batch_size)
+        _check_range("rank", rank, 0, world_size - 1)
+        _check_range("negatives", negatives, 0, 2**16)
+        _check_range("threads", threads, 0, 254)
+        _check_range("prefetch", prefetch, 1, 2**16)
+        _check_range("dedup_window", dedup_window, 1, 64)
+        _check_range("length_buckets", length_buckets, 1, 64)
+        _check_range("pad_to_multiple_of", pad_to_multiple_of, 1, 2**16)
+        if batches_per_epoch is not None:
+            _check_range("batches_per_epoch", batches_per_epoch, 1, 2**32 - 1)
+        if batch_size % world_size:
+            raise ValueError(f"batch_size must be a multiple of world_size {world_size}, got {batch_size}")
+        if not (np.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if dedup == "text" and tokens.passage_hash_V is None:
+            raise ValueError("dedup='text' needs passage_hash_V, which the corpus does not have")
+        if length_buckets > 1 and tokens.token_ids is None:
+            raise ValueError("length_buckets above 1 needs token_ids, which the corpus does not have")
 
-    # for batch in sampler.epoch(3): ...; for batch in sampler: (the epoch and index of state_dict(), to its end)
-    # sampler[(epoch, index)] -> Batch; len(sampler); sampler.set_epoch(e)
-    # sampler.state_dict() -> {"epoch", "index", "fingerprint"}; sampler.load_state_dict(state)
-    # sampler.stats(); sampler.coverage(); sampler.close(); with HybridSampler(...) as sampler: ...
+        arrays = _checked_arrays(tokens)
+        weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
+        self._core = _core.Sampler(
+            **arrays,
+            versions=_version_count(tokens),
+            pad_id=tokens.pad_id,
+            seed=seed,
+            batch_size=batch_size,
+            cross=cross,
+            stratified=draw == "stratified",
+            languages=[tokens.languages.index(language) for language in self.languages],
+            language_names=self.languages,
+            language_weights=_weights("language_weights", language_weights or {}, self.languages),
+            single_source=sources == "single",
+            source_names=self.sources,
+            source_weights=weights,
+            temperature=temperature,
+            dedup=dedup or "none",
+            dedup_window=dedup_window,
+            length_buckets=length_buckets,
+            batches=batches_per_epoch or 0,
+            predefined=None,
+            rank=rank,
+            world_size=world_size,
+            negatives=negatives,
+            flat=layout == "flat",
+            wide=token_dtype == "int64",
+            pad_to_multiple_of=pad_to_multiple_of,
+            files=_files(arrays.values()),
+            allocator=None,
+        )
+        self._epoch, self._index = 0, 0
+        self._pipelines: weakref.WeakSet[_core.Pipeline] = weakref.WeakSet()
+        self._closed = False
+        self._schedules: dict[int, _core.Schedule] = {}
+        self._schedule(0)  # an alpha or a mode that cannot be had is an error here
+
+    def __len__(self) -> int:
+        """Batches of an epoch, exactly."""
+        return self._core.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches start .. len(self) - 1 of an epoch, built ahead by `threads` threads."""
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        _check_range("start", start, 0, len(self))
+        if self._closed:
+            raise ValueError("this sampler is closed")
+        pipeline = _core.Pipeline(self._core, self._schedule(epoch), start, self.threads, self.prefetch)
+        self._pipelines.add(pipeline)
+        self._epoch, self._index = epoch, start
+        return self._batches(pipeline, epoch, start)
+
+    def _batches(self, pipeline: _core.Pipeline, epoch: int, index: int) -> Iterator[Batch]:
+        try:
+            while (built := pipeline.next()) is not None:
+                index += 1
+                self._epoch, self._index = epoch, index
+                yield self._batch(built)
+            if not self._closed:
+                self._epoch, self._index = epoch + 1, 0
+        finally:
+            pipeline.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch, from where state_dict() stands."""
+        return self.epoch(self._epoch, self._index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes iter(self) start at the beginning of `epoch`."""
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        self._epoch, self._index = epoch, 0
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        """The batch (epoch, index), built here and now; IndexError beyond len(self)."""
+        epoch, index = key
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of an epoch of {len(self)}")
+        return self._batch(self._core.build(self._schedule(epoch), index))
+
+    def _schedule(self, epoch: int) -> _core.Schedule:
+        if epoch not in self._schedules:
+            self._schedules = {epoch: self._core.schedule(epoch, self._alphas(epoch))}
+        return self._schedules[epoch]
+
+    def _alphas(self, epoch: int) -> list[float]:
+        steps = range(epoch * len(self), (epoch + 1) * len(self))
+        if callable(self.alpha):
+            alphas = [float(self.alpha(step)) for step in steps]
+        elif isinstance(self.alpha, Sequence):
+            points, values = zip(*self.alpha, strict=True)
+            alphas = np.interp(steps, points, values).tolist()
+        else:
+            alphas = [float(self.alpha)]
+        for alpha in alphas:
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        return alphas
+
+    def _batch(self, built: tuple[Any, ...]) -> Batch:
+        epoch, index, mode, *arrays, queries, passages, negatives, negative_rows = built
+        second = "offsets" if self.layout == "flat" else "attention_mask"
+
+        def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
+            if pair is None:
+                return None
+            return {"input_ids": torch.from_numpy(pair[0]), second: torch.from_numpy(pair[1])}
+
+        return Batch(
+            epoch,
+            index,
+            mode,
+            *(torch.from_numpy(array) for array in arrays),
+            queries=texts(queries),
+            passages=texts(passages),
+            negatives=texts(negatives),
+            negative_rows=None if negative_rows is None else torch.from_numpy(negative_rows),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the next batch, and the fingerprint of the corpus and options it holds for."""
+        return {"epoch": self._epoch, "index": self._index, "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes iter(self) go on where `state` was taken. ValueError: another corpus or another plan."""
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError("state is of another corpus or of a sampler with other options")
+        _check_range("index", state["index"], 0, len(self))
+        self._epoch, self._index = state["epoch"], state["index"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
+        plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
+        plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
+        text = json.dumps([self._tokens.fingerprint, plan], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts over all batches so far: delivered, built by the consumer, late, seconds waited for."""
+        return self._core.stats()
+
+    def coverage(self) -> dict[str, float]:
+        """Share of the groups that exist in each language."""
+        groups = len(self._tokens.source_G)
+        return {name: n / groups for name, n in zip(self.languages, self._core.coverage, strict=True)}
+
+    def close(self) -> None:
+        """Ends all iterations and their threads. Safe to call twice."""
+        self._closed = True
+        for pipeline in list(self._pipelines):
+            pipeline.close()
+
+    def __enter__(self) -> HybridSampler:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokens": self._tokens, "options": self._options, "position": (self._epoch, self._index)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["tokens"], **state["options"])  # type: ignore[misc]
+        self._epoch, self._index = state["position"]
+
+
+_NOT_THE_PLAN = ("rank", "world_size", "threads", "prefetch", "pin_memory", "layout", "token_dtype")
+
+_DTYPES = {
+    "version_GL": np.int32,
+    "source_G": np.int32,
+    "passage_hash_V": np.uint64,
+    "version_indptr": np.int64,
+    "text_indptr": np.int64,
+    "token_ids": np.int32,
+}
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
+
+
+def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[str]:
+    chosen = list(tokens.languages if languages is None else languages)
+    unknown = [language for language in chosen if language not in tokens.languages]
+    if unknown or not chosen or len(set(chosen)) < len(chosen) or len(chosen) > 255:
+        raise ValueError(f"languages must be different ones of {tokens.languages}, got {chosen}")
+    return chosen
+
+
+def _weights(name: str, weights: str | Mapping[str, float], keys: list[str]) -> list[float]:
+    if isinstance(weights, str) or not set(weights) <= set(keys):
+        raise ValueError(f"{name} must map some of {keys} to weights, got {weights!r}")
+    for key, weight in weights.items():
+        if not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"{name}[{key!r}] must be positive, got {weight}")
+    return [float(weights.get(key, 1.0)) for key in keys]
+
+
+def _version_count(tokens: Tokens) -> int:
+    for array in (tokens.passage_hash_V, tokens.version_indptr):
+        if array is not None:
+            return len(array) - (array is tokens.version_indptr)
+    return int(tokens.version_GL.max(initial=-1)) + 1
+
+
+def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
+    text = ("version_indptr", "text_indptr", "token_ids")
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, dtype in _DTYPES.items():
+        array = getattr(tokens, name)
+        if name in text and tokens.token_ids is None:
+            array = None
+        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+            raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
+        if array is None and name not in ("passage_hash_V", *text):
+            raise ValueError(f"{name} must be an array, got None")
+        arrays[name] = array
+    shape = (len(tokens.source_G), len(tokens.languages))
+    if tokens.version_GL.shape != shape:
+        raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
+    return arrays
+
+
+def _files(arrays: Iterable[np.ndarray | None]) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time) of every file that one of the arrays maps."""
+    paths = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}
+    return [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in sorted(paths)]
