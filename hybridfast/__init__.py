@@ -1,7 +1,18 @@
 """Hybrid batch training and language-bias evaluation for multilingual dense retrieval."""
 
 from hybridfast import _core
+from hybridfast._core import build_info
+from hybridfast.corpus import ParallelCorpus, TokenizedCorpus
 from hybridfast.ranks import gold_ranks
+from hybridfast.sampler import Batch, HybridSampler
 
 __version__: str = _core.build_info()["version"]
-__all__ = ["__version__", "gold_ranks"]
+__all__ = [
+    "Batch",
+    "HybridSampler",
+    "ParallelCorpus",
+    "TokenizedCorpus",
+    "__version__",
+    "build_info",
+    "gold_ranks",
+]

@@ -56,7 +56,7 @@ def build_static(tokenizer: Tokenizer, dimension: int = 256) -> SentenceTransfor
     try:
         from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     except ImportError:  # where sentence-transformers 5 has it
-        from sentence_transformers.models import StaticEmbedding
+        from sentence_transformers.models import StaticEmbedding  # type: ignore[no-redef,unused-ignore]
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu")
 
 

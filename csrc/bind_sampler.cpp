@@ -1,0 +1,301 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "sampler/gather.h"
+#include "sampler/pipeline.h"
+#include "sampler/plan.h"
+
+namespace py = pybind11;
+
+namespace hybridfast {
+namespace {
+
+using namespace sampler;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+template <class T>
+using MaybeArray = std::optional<Array<T>>;
+
+int allocate_pageable(void** memory, std::size_t bytes, unsigned) {
+  *memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  return *memory ? 0 : 1;
+}
+
+int release_pageable(void* memory) {
+  std::free(memory);
+  return 0;
+}
+
+// A corpus, its plan and what its batches are made with; shared by the sampler object and its pipelines.
+struct Source {
+  Source(py::list kept, const Corpus& corpus, Options options, GatherOptions gather_options)
+      : arrays(std::move(kept)), plan(corpus, std::move(options)), gather(std::move(gather_options)) {}
+
+  py::list arrays;  // keeps the memory behind the corpus's pointers
+  Plan plan;
+  GatherOptions gather;
+  std::shared_ptr<BatchPool> pool = std::make_shared<BatchPool>();
+  std::shared_ptr<Stats> stats = std::make_shared<Stats>();
+};
+
+template <class T>
+const T* pointer(const MaybeArray<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+void check_size(const char* name, py::ssize_t size, py::ssize_t wanted) {
+  if (size == wanted) return;
+  throw std::invalid_argument(std::string(name) + " must have " + std::to_string(wanted) + " elements, got " +
+                              std::to_string(size));
+}
+
+std::shared_ptr<Source> make_source(
+    const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G, std::int64_t versions,
+    const MaybeArray<std::uint64_t>& passage_hash_V, const MaybeArray<std::int64_t>& version_indptr,
+    const MaybeArray<std::int64_t>& text_indptr, const MaybeArray<std::int32_t>& token_ids,
+    std::int64_t pad_id, std::uint64_t seed, std::uint32_t batch_size, const std::string& cross,
+    bool stratified, std::vector<std::uint32_t> languages, std::vector<std::string> language_names,
+    std::vector<double> language_weights, bool single_source, std::vector<std::string> source_names,
+    std::vector<double> source_weights, double temperature, const std::string& dedup,
+    std::uint32_t dedup_window, std::uint32_t length_buckets, std::uint32_t batches,
+    const MaybeArray<std::int32_t>& predefined, std::uint32_t rank, std::uint32_t world_size,
+    std::uint32_t negatives, bool flat, bool wide, std::uint32_t pad_to_multiple_of,
+    const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files,
+    std::optional<std::pair<std::uintptr_t, std::uintptr_t>> allocator) {
+  if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
+  Corpus corpus;
+  corpus.version_GL = version_GL.data();
+  corpus.groups = static_cast<std::uint32_t>(version_GL.shape(0));
+  corpus.languages = static_cast<std::uint32_t>(version_GL.shape(1));
+  corpus.versions = static_cast<std::uint32_t>(versions);
+  corpus.sources = static_cast<std::uint32_t>(source_names.size());
+  check_size("source_G", source_G.size(), version_GL.shape(0));
+  corpus.source_G = source_G.data();
+  if (passage_hash_V) check_size("passage_hash_V", passage_hash_V->size(), versions);
+  corpus.passage_hash_V = pointer(passage_hash_V);
+  if (token_ids) {
+    check_size("version_indptr", version_indptr->size(), versions + 1);
+    corpus.version_indptr = pointer(version_indptr);
+    corpus.text_indptr = pointer(text_indptr);
+    corpus.texts = text_indptr->size() - 1;
+    corpus.token_ids = pointer(token_ids);
+    corpus.tokens = token_ids->size();
+    corpus.pad_id = pad_id;
+  }
+
+  Options options;
+  options.seed = seed;
+  options.batch_size = batch_size;
+  options.cross = cross == "mixed" ? Cross::kMixed : cross == "paired" ? Cross::kPaired : Cross::kSame;
+  options.stratified = stratified;
+  options.languages = std::move(languages);
+  options.language_names = std::move(language_names);
+  options.language_weights = std::move(language_weights);
+  options.single_source = single_source;
+  options.source_names = std::move(source_names);
+  options.source_weights = std::move(source_weights);
+  options.temperature = temperature;
+  options.dedup = dedup == "group" ? Dedup::kGroup : dedup == "text" ? Dedup::kText : Dedup::kNone;
+  options.dedup_window = dedup_window;
+  options.length_buckets = length_buckets;
+  options.batches = batches;
+  options.predefined_NB3 = pointer(predefined);
+
+  GatherOptions gather;
+  gather.rank = rank;
+  gather.world_size = world_size;
+  gather.negatives = negatives;
+  gather.flat = flat;
+  gather.wide = wide;
+  gather.pad_to_multiple_of = pad_to_multiple_of;
+  for (const auto& [path, bytes, modified_ns] : files) gather.files.push_back({path, bytes, modified_ns});
+  gather.allocator = {allocate_pageable, release_pageable};
+  if (allocator) {
+    gather.allocator = {reinterpret_cast<decltype(Allocator::allocate)>(allocator->first),
+                        reinterpret_cast<decltype(Allocator::release)>(allocator->second)};
+  }
+
+  py::list kept = py::make_tuple(version_GL, source_G, passage_hash_V, version_indptr, text_indptr, token_ids,
+                                 predefined);
+  return std::make_shared<Source>(std::move(kept), corpus, std::move(options), std::move(gather));
+}
+
+template <class T>
+py::array view(const Memory& memory, std::vector<py::ssize_t> shape, const py::capsule& owner) {
+  return py::array(py::dtype::of<T>(), std::move(shape), memory.as<T>(), owner);
+}
+
+py::object texts_view(const Texts& texts, const GatherOptions& options, const py::capsule& owner) {
+  const auto rows = static_cast<py::ssize_t>(texts.texts), length = static_cast<py::ssize_t>(texts.length);
+  const std::vector<py::ssize_t> padded{rows, length}, flat_ids{static_cast<py::ssize_t>(texts.tokens)},
+      flat_offsets{rows};
+  const auto& ids = options.flat ? flat_ids : padded;
+  const auto& mask = options.flat ? flat_offsets : padded;
+  return options.wide ? py::make_tuple(view<std::int64_t>(texts.ids, ids, owner),
+                                       view<std::int64_t>(texts.mask, mask, owner))
+                      : py::make_tuple(view<std::int32_t>(texts.ids, ids, owner),
+                                       view<std::int32_t>(texts.mask, mask, owner));
+}
+
+const char* name(Mode mode) {
+  return mode == Mode::kMono ? "mono" : mode == Mode::kCross ? "cross" : "same";
+}
+
+// Arrays that view the batch's memory; the last of them to go gives the memory back to the pool.
+py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
+  if (!batch) return py::none();
+  auto* held = new std::shared_ptr<Batch>(std::move(batch));
+  const py::capsule owner(held, [](void* pointer) { delete static_cast<std::shared_ptr<Batch>*>(pointer); });
+  const Batch& b = **held;
+  const auto rows = static_cast<py::ssize_t>(b.rows);
+  const GatherOptions& options = source.gather;
+  const bool texts = source.plan.corpus().token_ids, negatives = texts && options.negatives;
+  return py::make_tuple(
+      b.epoch, b.index, name(b.mode), view<std::int64_t>(b.groups, {rows}, owner),
+      view<std::int64_t>(b.query_languages, {rows}, owner),
+      view<std::int64_t>(b.passage_languages, {rows}, owner), view<bool>(b.flagged, {rows}, owner),
+      view<std::int64_t>(b.mask_groups, {rows}, owner),
+      texts ? texts_view(b.queries, options, owner) : py::none(),
+      texts ? texts_view(b.passages, options, owner) : py::none(),
+      negatives ? texts_view(b.negatives, options, owner) : py::none(),
+      negatives ? py::object(view<std::int64_t>(b.negative_rows,
+                                                {static_cast<py::ssize_t>(b.negatives_found)}, owner))
+                : py::none());
+}
+
+std::shared_ptr<Schedule> make_schedule(const Source& source, std::uint32_t epoch,
+                                        const std::vector<double>& alphas) {
+  if (alphas.size() != 1 && alphas.size() != source.plan.batches()) {
+    throw std::invalid_argument("alphas must have 1 or " + std::to_string(source.plan.batches()) +
+                                " elements");
+  }
+  const py::gil_scoped_release release;
+  return std::make_shared<Schedule>(source.plan, epoch, alphas);
+}
+
+void check_index(const Source& source, std::uint32_t index) {
+  if (index < source.plan.batches()) return;
+  throw py::index_error("batch " + std::to_string(index) + " of an epoch of " +
+                        std::to_string(source.plan.batches()));
+}
+
+// A pipeline as Python sees it; `busy` turns use by two threads at once into an error.
+struct PyPipeline {
+  PyPipeline(std::shared_ptr<Source> of, std::shared_ptr<Schedule> epoch, std::uint32_t first,
+             std::size_t threads, std::size_t prefetch)
+      : source(std::move(of)),
+        schedule(std::move(epoch)),
+        pipeline(
+            [plan = &source->plan, gather = &source->gather, schedule = schedule.get()]() -> Pipeline::Build {
+              return [gatherer = std::make_shared<Gatherer>(*plan, *gather), schedule](
+                         std::uint32_t index, Batch& out) { gatherer->build(*schedule, index, out); };
+            },
+            first, source->plan.batches(), threads, prefetch, source->gather.allocator, source->pool,
+            source->stats) {}
+
+  template <class Use>
+  auto alone(Use use) {
+    struct Guard {
+      std::atomic_flag& flag;
+      ~Guard() { flag.clear(); }
+    };
+    if (busy.test_and_set()) throw std::runtime_error("this iterator is in use by another thread");
+    const Guard guard{busy};
+    const py::gil_scoped_release release;
+    return use();
+  }
+
+  std::shared_ptr<Source> source;
+  std::shared_ptr<Schedule> schedule;
+  Pipeline pipeline;
+  std::atomic_flag busy;
+};
+
+}  // namespace
+
+void register_sampler(py::module_& module) {
+  py::class_<Schedule, std::shared_ptr<Schedule>>(module, "Schedule")
+      .def_property_readonly("epoch", &Schedule::epoch);
+
+  py::class_<Source, std::shared_ptr<Source>>(module, "Sampler")
+      .def(py::init(&make_source), py::kw_only(), py::arg("version_GL").noconvert(),
+           py::arg("source_G").noconvert(), py::arg("versions"), py::arg("passage_hash_V").noconvert(),
+           py::arg("version_indptr").noconvert(), py::arg("text_indptr").noconvert(),
+           py::arg("token_ids").noconvert(), py::arg("pad_id"), py::arg("seed"), py::arg("batch_size"),
+           py::arg("cross"), py::arg("stratified"), py::arg("languages"), py::arg("language_names"),
+           py::arg("language_weights"), py::arg("single_source"), py::arg("source_names"),
+           py::arg("source_weights"), py::arg("temperature"), py::arg("dedup"), py::arg("dedup_window"),
+           py::arg("length_buckets"), py::arg("batches"), py::arg("predefined").noconvert(), py::arg("rank"),
+           py::arg("world_size"), py::arg("negatives"), py::arg("flat"), py::arg("wide"),
+           py::arg("pad_to_multiple_of"), py::arg("files"), py::arg("allocator"))
+      .def_property_readonly("batches", [](const Source& source) { return source.plan.batches(); })
+      .def_property_readonly("coverage", [](const Source& source) { return source.plan.coverage(); })
+      .def_property_readonly("left_out", [](const Source& source) { return source.plan.left_out(); })
+      .def_property_readonly("errors",
+                             [](const Source& source) {
+                               return py::make_tuple(source.plan.choice(true).error,
+                                                     source.plan.choice(false).error);
+                             })
+      .def("schedule", &make_schedule, py::arg("epoch"), py::arg("alphas"))
+      .def(
+          "build",
+          [](const std::shared_ptr<Source>& source, const Schedule& schedule, std::uint32_t index) {
+            check_index(*source, index);
+            auto batch = std::make_shared<Batch>(source->gather.allocator);
+            {
+              const py::gil_scoped_release release;
+              Gatherer(source->plan, source->gather).build(schedule, index, *batch);
+            }
+            return batch_view(*source, std::move(batch));
+          },
+          py::arg("schedule"), py::arg("index"))
+      .def("stats", [](const Source& source) {
+        const Stats& stats = *source.stats;
+        py::dict counts;
+        counts["batches"] = stats.batches.load();
+        counts["helped"] = stats.helped.load();
+        counts["late"] = stats.late.load();
+        counts["waits"] = stats.waits.load();
+        counts["wait_seconds"] = static_cast<double>(stats.wait_ns.load()) * 1e-9;
+        counts["discarded"] = stats.discarded.load();
+        return counts;
+      });
+
+  py::class_<PyPipeline>(module, "Pipeline")
+      .def(py::init<std::shared_ptr<Source>, std::shared_ptr<Schedule>, std::uint32_t, std::size_t,
+                    std::size_t>(),
+           py::arg("sampler"), py::arg("schedule"), py::arg("first"), py::arg("threads"), py::arg("prefetch"))
+      .def("next",
+           [](PyPipeline& self) {
+             auto batch = self.alone([&] { return self.pipeline.next(); });
+             return batch_view(*self.source, std::move(batch));
+           })
+      .def("close", [](PyPipeline& self) { self.alone([&] { self.pipeline.close(); }); });
+
+  module.def(
+      "philox",
+      [](std::array<std::uint32_t, 4> counter, std::uint64_t seed) { return philox(counter, seed); },
+      py::arg("counter"), py::arg("seed"));
+  module.def(
+      "permutation",
+      [](std::uint32_t n, std::uint64_t seed, std::uint32_t cell, std::uint32_t epoch, std::uint32_t pass) {
+        py::array_t<std::uint32_t> out(n);
+        Permutation(n, seed, word(Purpose::kOrder, cell), epoch, pass).range(0, n, out.mutable_data());
+        return out;
+      },
+      py::arg("n"), py::arg("seed"), py::arg("cell") = 0, py::arg("epoch") = 0, py::arg("pass_") = 0);
+}
+
+}  // namespace hybridfast

@@ -1,0 +1,114 @@
+// From planned rows to the arrays that a training step reads: one rank's slice, with its token ids.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "sampler/plan.h"
+
+namespace hybridfast::sampler {
+
+// How arrays are allocated; CUDA's functions for page-locked memory have these shapes. Both return 0 on
+// success.
+struct Allocator {
+  int (*allocate)(void** memory, std::size_t bytes, unsigned flags) = nullptr;
+  int (*release)(void* memory) = nullptr;
+};
+
+// Memory that is kept, and only grows, from one batch to the next.
+class Memory {
+ public:
+  explicit Memory(const Allocator& allocator) : allocator_(allocator) {}
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { allocator_.release(data_); }
+
+  // At least `count` of T; what was there before is lost.
+  template <class T>
+  T* resize(std::size_t count) {
+    grow(count * sizeof(T));
+    return as<T>();
+  }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void grow(std::size_t bytes);
+
+  Allocator allocator_;
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+struct Texts {
+  explicit Texts(const Allocator& allocator) : ids(allocator), mask(allocator) {}
+
+  std::size_t texts = 0, length = 0, tokens = 0;  // length: of the padded rows
+  Memory ids;                                     // padded: texts x length; flat: tokens
+  Memory mask;  // padded: 1 for tokens, 0 for padding; flat: each text's first token
+};
+
+struct Batch {
+  explicit Batch(const Allocator& allocator);
+
+  std::uint32_t epoch = 0, index = 0;
+  Mode mode = Mode::kMono;
+  std::size_t rows = 0, negatives_found = 0, flagged_found = 0;
+  Memory groups, query_languages, passage_languages, mask_groups, negative_rows;  // int64
+  Memory flagged;                                                                 // uint8
+  Texts queries, passages, negatives;
+  std::exception_ptr error;  // set in place of all else where building failed
+};
+
+// A corpus file as it was when the sampler was made.
+struct File {
+  std::string path;
+  std::int64_t bytes, modified_ns;
+};
+
+struct GatherOptions {
+  std::uint32_t rank = 0, world_size = 1;
+  std::uint32_t negatives = 0;
+  bool flat = false;
+  bool wide = true;  // int64 token ids; else int32
+  std::uint32_t pad_to_multiple_of = 1;
+  std::vector<File> files;
+  Allocator allocator;
+};
+
+// Builds batches; one per thread.
+class Gatherer {
+ public:
+  Gatherer(const Plan& plan, const GatherOptions& options) : plan_(plan), options_(options), planner_(plan) {}
+
+  // Throws std::runtime_error where the corpus is not what it was.
+  void build(const Schedule& schedule, std::uint32_t index, Batch& out);
+
+ private:
+  struct Span {
+    std::int64_t first, count;
+  };
+  void check_files() const;
+  void find_texts(const std::vector<std::int64_t>& texts);
+  void choose_negatives(Batch& out);
+  void write(Texts& out);
+  template <class Int>
+  void write_padded(Texts& out) const;
+  template <class Int>
+  void write_flat(Texts& out) const;
+
+  const Plan& plan_;
+  const GatherOptions& options_;
+  Planner planner_;
+  PlannedBatch planned_;
+  std::vector<std::int64_t> query_texts_, passage_texts_, negative_texts_;
+  std::vector<std::int64_t> passage_ends_;  // one past the last hard negative of each row
+  std::vector<Span> spans_;
+};
+
+}  // namespace hybridfast::sampler

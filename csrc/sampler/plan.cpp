@@ -1,0 +1,593 @@
+#include "sampler/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+namespace hybridfast::sampler {
+namespace {
+
+constexpr std::uint32_t kBlock = 100;  // batches that a stratified draw balances
+constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
+constexpr std::uint32_t kTries = 8;    // partners a duplicate row asks to change places
+constexpr std::size_t kWindows = 128;  // most windows a planner keeps
+constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of small cells are 8 KiB each
+constexpr std::size_t kAhead = 16;     // rows between a prefetch and its use
+
+// A group as a key beside the passages' hashes.
+std::uint64_t group_key(std::uint32_t group) {
+  return (std::uint64_t{group} + 1) * 0x9E3779B97F4A7C15;
+}
+
+// Of a stream's first `rows` rows, those that its cells 0..S-1 deal. Each cell takes its share of what the
+// earlier cells leave, rounded down. Both a share and what it leaves grow by 0 or 1 when `rows` grows by 1,
+// so no cell ever takes a row back.
+template <class Use>
+void shares_before(const Stream& stream, std::uint64_t rows, Use use) {
+  for (std::size_t i = 0; i < stream.cells.size(); ++i) {
+    const Cell& cell = stream.cells[i];
+    const auto share =
+        static_cast<std::uint64_t>(static_cast<unsigned __int128>(rows) * cell.weight / cell.weight_left);
+    use(i, share);
+    rows -= share;
+  }
+}
+
+double stream_draw(const Options& options, std::uint32_t epoch, std::uint32_t index) {
+  const Counter words = philox({word(Purpose::kStream), epoch, index, 0}, options.seed);
+  return unit(words[0], words[1]);
+}
+
+// The draws of a block: one number from each hundredth of [0, 1), in random order.
+void deal_block(const Options& options, std::uint32_t epoch, std::uint32_t block, double* draws) {
+  Random random(options.seed, word(Purpose::kDeal), epoch, block);
+  const double u = random.unit();
+  for (std::uint32_t i = 0; i < kBlock; ++i) draws[i] = (i + u) / kBlock;
+  shuffle(kBlock, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(draws[i], draws[j]); });
+}
+
+}  // namespace
+
+Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(std::move(options)) {
+  if (options_.predefined_NB3) {
+    batches_ = options_.batches;
+    return;
+  }
+  order_by_source();
+  find_languages();
+  build_mono();
+  build_cross();
+  const std::uint64_t versions = std::accumulate(coverage_.begin(), coverage_.end(), std::uint64_t{0});
+  const std::uint64_t natural = std::max<std::uint64_t>(1, versions / options_.batch_size);
+  if (!options_.batches && natural > UINT32_MAX) {
+    throw std::invalid_argument("batches_per_epoch: an epoch of " + std::to_string(natural) +
+                                " batches has more than 2**32; choose a number below");
+  }
+  batches_ = options_.batches ? options_.batches : static_cast<std::uint32_t>(natural);
+}
+
+void Plan::order_by_source() {
+  source_first_.assign(corpus_.sources + 1, 0);
+  bool sorted = true;
+  for (std::uint32_t g = 0; g < corpus_.groups; ++g) {
+    const std::int32_t source = corpus_.source_G[g];
+    if (source < 0 || static_cast<std::uint32_t>(source) >= corpus_.sources) {
+      throw std::invalid_argument("source_G[" + std::to_string(g) + "] is " + std::to_string(source) +
+                                  ", not one of " + std::to_string(corpus_.sources) + " sources");
+    }
+    ++source_first_[source + 1];
+    sorted &= g == 0 || corpus_.source_G[g - 1] <= source;
+  }
+  std::partial_sum(source_first_.begin(), source_first_.end(), source_first_.begin());
+  if (sorted) return;
+  order_.resize(corpus_.groups);
+  auto next = source_first_;
+  for (std::uint32_t g = 0; g < corpus_.groups; ++g) order_[next[corpus_.source_G[g]]++] = g;
+}
+
+// Bitmaps over places (groups in source order): one for each language, then one of the groups in any language
+// ("same") or in two or more ("mixed").
+void Plan::find_languages() {
+  const auto count = static_cast<std::uint32_t>(options_.languages.size());
+  bitmaps_.assign(count + 1, Bitmap(corpus_.groups));
+  const std::uint32_t needed = options_.cross == Cross::kMixed ? 2 : 1;
+  for (std::uint32_t place = 0; place < corpus_.groups; ++place) {
+    const std::uint32_t g = order_.empty() ? place : order_[place];
+    std::uint32_t present = 0;
+    for (std::uint32_t language = 0; language < count; ++language) {
+      const std::int32_t v = version(g, language);
+      if (v < 0) continue;
+      if (static_cast<std::uint32_t>(v) >= corpus_.versions) {
+        throw std::invalid_argument(
+            "version_GL[" + std::to_string(g) + ", " + std::to_string(options_.languages[language]) +
+            "] is " + std::to_string(v) + ", not one of " + std::to_string(corpus_.versions) + " versions");
+      }
+      bitmaps_[language].set(place);
+      ++present;
+    }
+    if (present >= needed) bitmaps_[count].set(place);
+  }
+  complete_ = true;
+  for (auto& bitmap : bitmaps_) bitmap.index();
+  for (std::uint32_t language = 0; language < count; ++language) {
+    coverage_.push_back(bitmaps_[language].count());
+    complete_ &= bitmaps_[language].full();
+    if (coverage_.back() == 0) {
+      throw std::invalid_argument("languages: no group has a version in '" +
+                                  options_.language_names[language] + "'");
+    }
+  }
+}
+
+std::string Plan::too_small(Mode mode, int query, int passage, const Cell* cell, std::uint64_t groups) const {
+  std::string what = mode == Mode::kMono    ? "language '" + options_.language_names[query] + "'"
+                     : query >= 0           ? "language pair '" + options_.language_names[query] + "-" +
+                                                  options_.language_names[passage] + "'"
+                     : mode == Mode::kCross ? "groups in two or more languages"
+                                            : "all languages";
+  if (cell) what += ", source '" + options_.source_names[cell->source] + "'";
+  return "batch_size " + std::to_string(options_.batch_size) + " cannot be filled from " + what + ": " +
+         std::to_string(groups) + " groups";
+}
+
+// One stream of the groups in `bitmap`, or one for each source. `optional`: leave it out where it cannot fill
+// a batch.
+void Plan::add_streams(Mode mode, int query, int passage, double weight, std::uint32_t bitmap, bool optional,
+                       Choice& choice, std::vector<double>& weights) {
+  std::vector<Cell> cells;
+  std::vector<double> cell_weights;
+  for (std::uint32_t source = 0; source < corpus_.sources; ++source) {
+    const std::uint32_t first = bitmaps_[bitmap].rank(source_first_[source]);
+    const std::uint32_t count = bitmaps_[bitmap].rank(source_first_[source + 1]) - first;
+    const double of_source = options_.source_weights.empty() ? std::pow(count, 1 / options_.temperature)
+                                                             : options_.source_weights[source];
+    if (count == 0 || of_source == 0) continue;
+    cells.push_back({0, source, bitmap, first, count, 0, 0});
+    cell_weights.push_back(of_source);
+  }
+  const double total = std::accumulate(cell_weights.begin(), cell_weights.end(), 0.0);
+  const bool by_size = options_.source_weights.empty() && options_.temperature == 1;
+
+  const auto add = [&](std::vector<Cell> of_stream, double probability) {
+    std::uint64_t left = 0, groups = 0;
+    for (std::size_t i = of_stream.size(); i-- > 0;) {
+      left += of_stream[i].weight;
+      of_stream[i].weight_left = left;
+      groups += of_stream[i].count;
+    }
+    // A cell deals at most its share rounded up, and at most one more for each cell before it.
+    const Cell* small = nullptr;
+    std::uint64_t most = 0;
+    if (!by_size && of_stream.size() > 1) {
+      for (const Cell& cell : of_stream) {
+        const auto share =
+            static_cast<std::uint64_t>(static_cast<double>(options_.batch_size) *
+                                       static_cast<double>(cell.weight) / static_cast<double>(left));
+        if (share > cell.count) small = &cell, most = cell.count;
+      }
+    }
+    if (groups < options_.batch_size)
+      small = of_stream.size() == 1 ? of_stream.data() : nullptr, most = groups;
+    const bool fills = groups >= options_.batch_size && !small;
+    if (options_.dedup != Dedup::kNone && !fills) {
+      const Cell* named = corpus_.sources > 1 ? small : nullptr;
+      const std::string reason = too_small(mode, query, passage, named, most);
+      if (optional) {
+        if (groups) left_out_.push_back(reason);
+      } else if (choice.error.empty()) {
+        choice.error = reason;
+      }
+      return;
+    }
+    if (groups == 0) {
+      if (!optional && choice.error.empty()) choice.error = too_small(mode, query, passage, nullptr, 0);
+      return;
+    }
+    for (Cell& cell : of_stream) cell.id = cell_count_++;
+    choice.streams.push_back(static_cast<std::uint32_t>(streams_.size()));
+    weights.push_back(probability);
+    streams_.push_back({mode, query, passage, std::move(of_stream)});
+  };
+
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    const double share = cell_weights[i] / total;
+    cells[i].weight = by_size ? cells[i].count
+                              : std::max<std::uint64_t>(
+                                    1, static_cast<std::uint64_t>(share * static_cast<double>(kWeightOne)));
+    if (options_.single_source) add({cells[i]}, weight * share);
+  }
+  if (!options_.single_source || cells.empty()) add(std::move(cells), weight);
+}
+
+void Plan::build_mono() {
+  std::vector<double> weights;
+  for (std::size_t language = 0; language < options_.languages.size(); ++language) {
+    const int l = static_cast<int>(language);
+    if (options_.language_weights[language] == 0) continue;
+    add_streams(Mode::kMono, l, l, options_.language_weights[language], static_cast<std::uint32_t>(language),
+                false, mono_, weights);
+  }
+  mono_.cumulative.resize(weights.size());
+  std::partial_sum(weights.begin(), weights.end(), mono_.cumulative.begin());
+}
+
+void Plan::build_cross() {
+  const auto count = static_cast<std::uint32_t>(options_.languages.size());
+  std::vector<double> weights;
+  if (options_.cross != Cross::kPaired) {
+    const Mode mode = options_.cross == Cross::kMixed ? Mode::kCross : Mode::kSame;
+    if (mode == Mode::kCross && count < 2) {
+      cross_.error =
+          "alpha below 1 needs two or more languages, got one: '" + options_.language_names[0] + "'";
+    } else {
+      add_streams(mode, -1, -1, 1, count, false, cross_, weights);
+    }
+  } else {
+    for (std::uint32_t q = 0; q < count; ++q) {
+      for (std::uint32_t p = 0; p < count; ++p) {
+        const double weight = options_.language_weights[q] * options_.language_weights[p];
+        if (q == p || weight == 0) continue;
+        std::uint32_t bitmap = bitmaps_[q].full() ? p : q;
+        if (!bitmaps_[q].full() && !bitmaps_[p].full()) {
+          bitmap = static_cast<std::uint32_t>(bitmaps_.size());
+          bitmaps_.push_back(bitmaps_[q].intersect(bitmaps_[p]));
+        }
+        add_streams(Mode::kCross, static_cast<int>(q), static_cast<int>(p), weight, bitmap, true, cross_,
+                    weights);
+      }
+    }
+    if (cross_.streams.empty()) {
+      cross_.error = count < 2 ? "alpha below 1 needs two or more languages, got one: '" +
+                                     options_.language_names[0] + "'"
+                               : "batch_size " + std::to_string(options_.batch_size) +
+                                     " cannot be filled from any pair of languages";
+    }
+  }
+  cross_.cumulative.resize(weights.size());
+  std::partial_sum(weights.begin(), weights.end(), cross_.cumulative.begin());
+}
+
+Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<double>& alphas)
+    : epoch_(epoch), entries_(plan.batches()) {
+  const Options& options = plan.options();
+  if (options.predefined_NB3) return;
+  std::vector<std::uint32_t> dealt(plan.streams());
+  double block[kBlock];
+  for (std::uint32_t index = 0; index < plan.batches(); ++index) {
+    if (options.stratified && index % kBlock == 0) deal_block(options, epoch, index / kBlock, block);
+    double x = options.stratified ? block[index % kBlock] : stream_draw(options, epoch, index);
+    const double alpha = alphas[alphas.size() == 1 ? 0 : index];
+    const bool mono = x < alpha;
+    const Plan::Choice& choice = plan.choice(mono);
+    if (!choice.error.empty()) throw std::invalid_argument(choice.error);
+    x = mono ? x / alpha : (x - alpha) / (1 - alpha);
+    const auto& cumulative = choice.cumulative;
+    const auto at = std::upper_bound(cumulative.begin(), cumulative.end() - 1, x * cumulative.back());
+    const std::uint32_t stream = choice.streams[static_cast<std::size_t>(at - cumulative.begin())];
+    entries_[index] = {stream, dealt[stream]++};
+  }
+}
+
+void Planner::Table::reset(std::size_t keys) {
+  const std::size_t size = std::bit_ceil(2 * keys + 2);
+  slots.assign(size, {0, 0});
+  mask = size - 1;
+  value_of_zero = 0;
+}
+
+std::uint64_t& Planner::Table::operator[](std::uint64_t key) {
+  if (key == 0) return value_of_zero;
+  for (std::uint64_t i = key & mask;; i = (i + 1) & mask) {
+    if (slots[i].key == key) return slots[i].value;
+    if (slots[i].key == 0) {
+      slots[i].key = key;
+      return slots[i].value;
+    }
+  }
+}
+
+Planner::Planner(const Plan& plan)
+    : plan_(plan),
+      windows_(std::min(plan.streams(), kWindows)),
+      orders_(std::min(2 * plan.cells(), kOrders)) {}
+
+void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& out) {
+  const Options& options = plan_.options();
+  out.mask_groups.clear();
+  out.flagged.clear();
+  if (options.predefined_NB3) return predefined(index, out);
+
+  const auto [stream_index, k] = schedule[index];
+  const Stream& stream = plan_.stream(stream_index);
+  const std::uint32_t rows = options.batch_size;
+  out.mode = stream.mode;
+  out.rows.resize(rows);
+
+  const std::uint32_t span = options.length_buckets > 1 ? options.length_buckets : options.dedup_window;
+  const std::uint32_t first = k / span * span;
+  const bool groups_meet = options.dedup != Dedup::kNone && meets_itself(stream, first, span);
+  bool crowded = false;
+  if (groups_meet || options.dedup == Dedup::kText || options.length_buckets > 1) {
+    const Window& whole = window(schedule.epoch(), stream_index, first, span, groups_meet);
+    std::copy_n(whole.rows.begin() + std::ptrdiff_t{k - first} * rows, rows, out.rows.begin());
+    crowded = whole.crowded >> (k - first) & 1;
+  } else {
+    deal(stream, schedule.epoch(), k, out.rows.data());
+  }
+  if (stream.cells.size() > 1 || options.length_buckets > 1) {
+    Random random(options.seed, word(Purpose::kShuffle), schedule.epoch(), index);
+    shuffle(rows, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(out.rows[i], out.rows[j]); });
+  }
+  if (crowded) flag(out);
+}
+
+void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
+  const std::uint32_t rows = plan_.options().batch_size;
+  const std::int32_t* row = plan_.options().predefined_NB3 + std::size_t{index} * rows * 3;
+  out.rows.resize(rows);
+  bool cross = false, several = false;
+  for (std::uint32_t i = 0; i < rows; ++i, row += 3) {
+    out.rows[i] = {static_cast<std::uint32_t>(row[0]), static_cast<std::uint8_t>(row[1]),
+                   static_cast<std::uint8_t>(row[2])};
+    cross |= row[1] != row[2];
+    several |= out.rows[i].query != out.rows[0].query;
+  }
+  out.mode = cross ? Mode::kCross : several ? Mode::kSame : Mode::kMono;
+  if (plan_.options().dedup != Dedup::kNone) flag(out);
+}
+
+const Permutation& Planner::order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass) {
+  auto& kept = orders_[(2 * std::size_t{cell.id} + pass % 2) % orders_.size()];
+  if (!kept || kept->epoch != epoch || kept->cell != cell.id || kept->pass != pass) {
+    kept.emplace(
+        Order{epoch, cell.id, pass,
+              Permutation(cell.count, plan_.options().seed, word(Purpose::kOrder, cell.id), epoch, pass)});
+  }
+  return kept->permutation;
+}
+
+// Whether some cell ends a pass inside these batches, where a group of its end may meet itself.
+bool Planner::meets_itself(const Stream& stream, std::uint32_t first, std::uint32_t batches) const {
+  const std::uint64_t rows = plan_.options().batch_size;
+  bool meets = false;
+  std::uint64_t until = rows * (std::uint64_t{first} + batches);
+  shares_before(stream, rows * first, [&](std::size_t i, std::uint64_t from) {
+    const Cell& cell = stream.cells[i];
+    const auto to =
+        static_cast<std::uint64_t>(static_cast<unsigned __int128>(until) * cell.weight / cell.weight_left);
+    until -= to;
+    meets |= to > from && from / cell.count != (to - 1) / cell.count;
+  });
+  return meets;
+}
+
+void Planner::deal(const Stream& stream, std::uint32_t epoch, std::uint32_t k, Row* out) {
+  const std::uint64_t rows = plan_.options().batch_size;
+  std::uint64_t until = rows * (std::uint64_t{k} + 1);
+  shares_before(stream, rows * k, [&](std::size_t i, std::uint64_t from) {
+    const Cell& cell = stream.cells[i];
+    const auto to =
+        static_cast<std::uint64_t>(static_cast<unsigned __int128>(until) * cell.weight / cell.weight_left);
+    until -= to;
+    deal_cell(stream, cell, epoch, from, to, out);
+    out += to - from;
+  });
+}
+
+// The rows at positions from .. to - 1 of a cell.
+void Planner::deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
+                        std::uint64_t to, Row* out) {
+  while (from < to) {
+    const std::uint64_t pass = from / cell.count;
+    const auto at = static_cast<std::uint32_t>(from % cell.count);
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(to - from, cell.count - at));
+    elements_.resize(std::max<std::size_t>(elements_.size(), count));
+    order(epoch, cell, static_cast<std::uint32_t>(pass)).range(at, count, elements_.data());
+    const auto query = static_cast<std::uint8_t>(stream.query),
+               passage = static_cast<std::uint8_t>(stream.passage);
+    if (plan_.dealt_in_place(cell)) {
+      for (std::uint32_t i = 0; i < count; ++i) out[i] = {cell.first + elements_[i], query, passage};
+    } else {
+      for (std::uint32_t i = 0; i < count; ++i) out[i] = {plan_.group(cell, elements_[i]), query, passage};
+    }
+    if (stream.query < 0) draw_languages(stream, cell, epoch, from, count, out);
+    from += count;
+    out += count;
+  }
+}
+
+// Languages among those the row's group exists in, by weight, keyed by the row's position in its cell.
+void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
+                             std::uint32_t count, Row* out) const {
+  const Options& options = plan_.options();
+  const auto languages = static_cast<std::uint32_t>(options.languages.size());
+  std::uint8_t present[256];
+  double weights[256];
+  double total = 0;
+  std::uint32_t found = 0;
+  const auto find = [&](std::uint32_t group) {
+    found = 0, total = 0;
+    for (std::uint32_t l = 0; l < languages; ++l) {
+      if (!plan_.complete() && plan_.version(group, l) < 0) continue;
+      present[found] = static_cast<std::uint8_t>(l);
+      total += weights[found++] = options.language_weights[l];
+    }
+  };
+  const auto draw = [&](double x) {
+    std::uint32_t i = 0;
+    for (x *= total; i + 1 < found && x >= weights[i]; ++i) x -= weights[i];
+    return i;
+  };
+  if (plan_.complete()) find(0);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (!plan_.complete()) {
+      if (i + kAhead < count) {
+        __builtin_prefetch(
+            &plan_.corpus().version_GL[std::size_t{out[i + kAhead].group} * plan_.corpus().languages]);
+      }
+      find(out[i].group);
+    }
+    const std::uint64_t position = from + i;
+    const Counter words =
+        philox({word(Purpose::kLanguages, cell.id), epoch, static_cast<std::uint32_t>(position),
+                static_cast<std::uint32_t>(position >> 32)},
+               options.seed);
+    const std::uint32_t q = draw(unit(words[0], words[1]));
+    out[i].query = out[i].passage = present[q];
+    if (stream.mode == Mode::kSame) continue;
+    // The passage's, among the others: take the query's away, draw, and put it back.
+    const double weight = std::exchange(weights[q], 0.0);
+    total -= weight;
+    std::uint32_t p = draw(unit(words[2], words[3]));
+    if (p == q)
+      p = q + 1 < found ? q + 1 : q - 1;  // rounding at the very end of [0, 1), or no weight beside q's
+    out[i].passage = present[p];
+    weights[q] = weight;
+    total += weight;
+  }
+}
+
+const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first,
+                                       std::uint32_t span, bool groups_meet) {
+  Window& kept = windows_[stream % windows_.size()];
+  if (!kept.rows.empty() && kept.epoch == epoch && kept.stream == stream && kept.first == first) return kept;
+  const std::size_t rows = plan_.options().batch_size;
+  kept.rows.clear();  // should what follows throw, the window stays unused
+  std::vector<Row> dealt = std::move(kept.rows);
+  dealt.resize(span * rows);
+  for (std::uint32_t i = 0; i < span; ++i)
+    deal(plan_.stream(stream), epoch, first + i, dealt.data() + i * rows);
+  kept = {epoch, stream, first, 0, std::move(dealt)};
+  if (plan_.options().length_buckets > 1) sort_by_length(kept, span);
+  if (groups_meet || plan_.options().dedup == Dedup::kText) part_duplicates(kept, span, groups_meet);
+  return kept;
+}
+
+// Sorted by the passage's length, then the query's; the batch of a length is drawn, or training would see it
+// rise.
+void Planner::sort_by_length(Window& window, std::uint32_t span) {
+  const Corpus& corpus = plan_.corpus();
+  const std::size_t rows = plan_.options().batch_size;
+  const auto length = [&](std::int64_t text) {
+    return static_cast<std::uint64_t>(
+        std::clamp<std::int64_t>(corpus.text_indptr[text + 1] - corpus.text_indptr[text], 0, 0xFFFF));
+  };
+  sort_keys_.resize(window.rows.size());
+  for (std::size_t i = 0; i < window.rows.size(); ++i) {
+    const Row& row = window.rows[i];
+    const std::int64_t query = corpus.version_indptr[plan_.version(row.group, row.query)];
+    const std::int64_t passage = corpus.version_indptr[plan_.version(row.group, row.passage)] + 1;
+    sort_keys_[i] = length(passage) << 48 | length(query) << 32 | i;
+  }
+  std::sort(sort_keys_.begin(), sort_keys_.end());
+  std::vector<std::uint32_t> place(span);
+  std::iota(place.begin(), place.end(), 0U);
+  Random random(plan_.options().seed, word(Purpose::kDeal, window.stream + 1), window.epoch, window.first);
+  shuffle(span, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(place[i], place[j]); });
+  sorted_.resize(window.rows.size());
+  for (std::size_t i = 0; i < sorted_.size(); ++i) {
+    sorted_[place[i / rows] * rows + i % rows] = window.rows[sort_keys_[i] & 0xFFFFFFFF];
+  }
+  window.rows.swap(sorted_);
+}
+
+// The hashes of the rows' passages, by prefetched steps: two dependent cache misses a row otherwise.
+void Planner::text_keys(const Row* rows, std::size_t count) {
+  const Corpus& corpus = plan_.corpus();
+  const auto& columns = plan_.options().languages;
+  versions_.resize(count);
+  text_keys_.resize(count);
+  const auto version = [&](const Row& row) {
+    return &corpus.version_GL[std::size_t{row.group} * corpus.languages + columns[row.passage]];
+  };
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) __builtin_prefetch(version(rows[i + kAhead]));
+    versions_[i] = static_cast<std::uint32_t>(*version(rows[i]));
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) __builtin_prefetch(&corpus.passage_hash_V[versions_[i + kAhead]]);
+    text_keys_[i] = corpus.passage_hash_V[versions_[i]];
+  }
+}
+
+// Table values are sets of the window's batches that hold a key. They are never made smaller when a row
+// leaves: that could only allow a few more exchanges.
+void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_meet) {
+  const Options& options = plan_.options();
+  const bool texts = options.dedup == Dedup::kText;
+  const std::size_t rows = options.batch_size, count = window.rows.size();
+  if (texts) text_keys(window.rows.data(), count);
+  table_.reset(count * (texts + groups_meet));
+
+  const auto where = [&](std::size_t i) {
+    std::uint64_t batches = 0;
+    if (texts) batches |= table_[text_keys_[i]];
+    if (groups_meet) batches |= table_[group_key(window.rows[i].group)];
+    return batches;
+  };
+  const auto place = [&](std::size_t i) {
+    const std::uint64_t batch = std::uint64_t{1} << (i / rows);
+    if (texts) table_[text_keys_[i]] |= batch;
+    if (groups_meet) table_[group_key(window.rows[i].group)] |= batch;
+  };
+
+  std::vector<std::uint32_t>& duplicates = elements_;
+  duplicates.clear();
+  for (std::size_t i = 0; i < count; ++i) {
+    if (texts && i + kAhead < count) table_.prefetch(text_keys_[i + kAhead]);
+    if (where(i) >> (i / rows) & 1) duplicates.push_back(static_cast<std::uint32_t>(i));
+    place(i);
+  }
+
+  const std::uint64_t all = span == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << span) - 1;
+  Random random(options.seed, word(Purpose::kPartner, window.stream), window.epoch, window.first);
+  for (const std::uint32_t i : duplicates) {
+    const std::uint64_t home = std::uint64_t{1} << (i / rows);
+    const std::uint64_t free = all & ~where(i);
+    bool placed = false;
+    for (std::uint32_t attempt = 0; free && !placed && attempt < kTries; ++attempt) {
+      std::uint64_t choices = free;
+      for (auto skip = random.below(static_cast<std::uint32_t>(std::popcount(free))); skip; --skip) {
+        choices &= choices - 1;
+      }
+      const auto batch = static_cast<std::size_t>(std::countr_zero(choices));
+      const std::size_t other = batch * rows + random.below(static_cast<std::uint32_t>(rows));
+      if (where(other) & home) continue;
+      std::swap(window.rows[i], window.rows[other]);
+      if (texts) std::swap(text_keys_[i], text_keys_[other]);
+      place(i);
+      place(other);
+      placed = true;
+    }
+    if (!placed) window.crowded |= home;
+  }
+}
+
+// Flags the rows that repeat an earlier row's group or passage, and gives them its mask group.
+void Planner::flag(PlannedBatch& batch) {
+  const bool texts = plan_.options().dedup == Dedup::kText;
+  const std::size_t rows = batch.rows.size();
+  if (texts) text_keys(batch.rows.data(), rows);
+  table_.reset(2 * rows);
+  batch.mask_groups.resize(rows);
+  batch.flagged.assign(rows, 0);
+  for (std::size_t i = 0; i < rows; ++i) {
+    std::uint32_t mask_group = batch.rows[i].group;
+    const auto meet = [&](std::uint64_t key) {  // values are row numbers plus 1
+      std::uint64_t& earlier = table_[key];
+      if (earlier) {
+        mask_group = batch.mask_groups[earlier - 1];
+        batch.flagged[i] = 1;
+      } else {
+        earlier = i + 1;
+      }
+    };
+    if (texts) meet(text_keys_[i]);
+    meet(group_key(batch.rows[i].group));
+    batch.mask_groups[i] = mask_group;
+  }
+}
+
+}  // namespace hybridfast::sampler

@@ -1,0 +1,240 @@
+// Which pairs a batch holds: a pure function of (seed, epoch, index).
+//
+// Corpus. A group is one parallel item; it exists in some of the languages and belongs to one source (data
+// set). A row is (group, query language, passage language): the query in one, the passage in the other.
+//
+// Streams. Every batch belongs to one stream, a kind of batch drawn from a fixed list:
+//   mono    one stream a language: query and passage in it (X-X-mono);
+//   cross   "mixed": one stream; every row draws an ordered pair of different languages among those its group
+//           exists in (X-Y). "paired": one stream per ordered pair of languages. "same": one stream; every
+//           row draws one language for query and passage (X-X).
+//   With single sources there is one of these per source.
+// A batch draws its mode (mono with probability alpha), then a stream of that mode by the language weights
+// and, with single sources, the source weights. All of it is one uniform number in [0, 1) looked up in
+// cumulative weights. "bernoulli": an independent number per batch. "stratified": each block of 100 batches
+// takes (i + u) / 100 for i in 0..99 and one u, in random order, so that every probability is met to within
+// one batch. The epoch's schedule is that table of streams, with each batch's number k in its stream: 8 bytes
+// a batch.
+//
+// Rows. A stream has one cell per source: the groups of that source that exist in the languages needed. A
+// cell deals its groups in passes; each pass is a new random order of all of them (permutation.h), so within
+// an epoch of the schedule a cell repeats no group before it has dealt them all. Passes start anew with each
+// epoch. Of the first T rows of a stream its cells get shares that are exact to a row (share_before), so the
+// k-th batch of a stream takes from each cell the positions from its share of k B to its share of (k + 1) B:
+// the k-th batch is computed without the ones before it. Every position deals one row, and what follows only
+// moves rows between batches.
+//
+// Windows. Batches of one stream are grouped into windows of W consecutive ones (k / W).
+//   length buckets: the window's rows are sorted by length and cut into W batches, those in random order.
+//   de-duplication: a row whose group (possible where a pass ends and the next begins) or, on request,
+//   passage text is already in its batch changes places with a row of another batch of its window, if a few
+//   random tries find one that suits both. Rows that find none stay where they are; those batches get their
+//   repeated rows flagged and mask groups that let the loss leave them out of the negatives.
+// A window whose rows cannot meet a duplicate is not built at all: each batch then costs only its own rows.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sampler/bitmap.h"
+#include "sampler/permutation.h"
+#include "sampler/philox.h"
+
+namespace hybridfast::sampler {
+
+// Views of the tokenized corpus; the owner keeps them alive. token_ids and its offsets may be null: plans
+// only.
+struct Corpus {
+  const std::int32_t* version_GL = nullptr;  // version of a group in a language, or -1
+  const std::int32_t* source_G = nullptr;
+  const std::uint64_t* passage_hash_V = nullptr;  // may be null
+  std::uint32_t groups = 0, languages = 0, sources = 0, versions = 0;
+  const std::int64_t* version_indptr = nullptr;
+  const std::int64_t* text_indptr = nullptr;
+  const std::int32_t* token_ids = nullptr;
+  std::int64_t texts = 0, tokens = 0;
+  std::int64_t pad_id = 0;
+};
+
+enum class Cross { kMixed, kPaired, kSame };
+enum class Dedup { kNone, kGroup, kText };
+enum class Mode : std::uint8_t { kMono, kCross, kSame };
+
+struct Options {
+  std::uint64_t seed = 0;
+  std::uint32_t batch_size = 0;
+  Cross cross = Cross::kMixed;
+  bool stratified = false;
+  std::vector<std::uint32_t> languages;  // columns of version_GL
+  std::vector<std::string> language_names;
+  std::vector<double> language_weights;
+  bool single_source = false;
+  std::vector<std::string> source_names;
+  std::vector<double> source_weights;  // empty: by size
+  double temperature = 1;
+  Dedup dedup = Dedup::kGroup;
+  std::uint32_t dedup_window = 1;
+  std::uint32_t length_buckets = 1;
+  std::uint32_t batches = 0;  // of an epoch; 0: versions / batch_size
+  const std::int32_t* predefined_NB3 =
+      nullptr;  // `batches` times batch_size rows (group, language, language)
+};
+
+struct Row {
+  std::uint32_t group;
+  std::uint8_t query, passage;  // positions in Options::languages
+};
+
+// A batch of the plan, all ranks' rows.
+struct PlannedBatch {
+  Mode mode = Mode::kMono;
+  std::vector<Row> rows;
+  std::vector<std::uint32_t> mask_groups;  // empty: equal to the groups, nothing flagged
+  std::vector<std::uint8_t> flagged;       // empty with mask_groups
+};
+
+struct Cell {
+  std::uint32_t id;  // unique in the plan
+  std::uint32_t source;
+  std::uint32_t bitmap;  // of Plan's
+  std::uint32_t first;   // rank in the bitmap of its first group
+  std::uint32_t count;
+  std::uint64_t weight, weight_left;  // its own, and its own and the later cells' of the stream
+};
+
+struct Stream {
+  Mode mode;
+  int query = -1, passage = -1;  // -1: drawn per row
+  std::vector<Cell> cells;
+};
+
+// Immutable once built, and so shared by all threads.
+class Plan {
+ public:
+  Plan(const Corpus& corpus, Options options);
+
+  // Streams of a mode and their cumulative probabilities; `error` says why there are none.
+  struct Choice {
+    std::vector<std::uint32_t> streams;
+    std::vector<double> cumulative;
+    std::string error;
+  };
+
+  const Corpus& corpus() const { return corpus_; }
+  const Options& options() const { return options_; }
+  std::uint32_t batches() const { return batches_; }
+  const Stream& stream(std::uint32_t i) const { return streams_[i]; }
+  std::size_t streams() const { return streams_.size(); }
+  std::size_t cells() const { return cell_count_; }
+  const Choice& choice(bool mono) const { return mono ? mono_ : cross_; }
+  const std::vector<std::uint32_t>& coverage() const { return coverage_; }  // groups of each language
+  const std::vector<std::string>& left_out() const { return left_out_; }    // streams too small for a batch
+
+  std::uint32_t group(const Cell& cell, std::uint32_t element) const {
+    const std::uint32_t place = bitmaps_[cell.bitmap].select(cell.first + element);
+    return order_.empty() ? place : order_[place];
+  }
+  bool dealt_in_place(const Cell& cell) const { return order_.empty() && bitmaps_[cell.bitmap].full(); }
+  std::int32_t version(std::uint32_t group, std::uint32_t language) const {
+    return corpus_.version_GL[std::size_t{group} * corpus_.languages + options_.languages[language]];
+  }
+  bool complete() const { return complete_; }  // every group exists in every language
+
+ private:
+  void order_by_source();
+  void find_languages();
+  void add_streams(Mode mode, int query, int passage, double weight, std::uint32_t bitmap, bool optional,
+                   Choice& choice, std::vector<double>& weights);
+  void build_mono();
+  void build_cross();
+  std::string too_small(Mode mode, int query, int passage, const Cell* cell, std::uint64_t groups) const;
+
+  Corpus corpus_;
+  Options options_;
+  std::uint32_t batches_ = 0;
+  bool complete_ = false;
+  std::vector<std::uint32_t> order_;         // groups by source; empty where they already are
+  std::vector<std::uint32_t> source_first_;  // first place of each source, and the end
+  std::vector<std::uint32_t> coverage_;
+  std::vector<Bitmap> bitmaps_;  // the languages' first
+  std::vector<Stream> streams_;
+  std::uint32_t cell_count_ = 0;
+  Choice mono_, cross_;
+  std::vector<std::string> left_out_;
+};
+
+// The streams of one epoch's batches.
+class Schedule {
+ public:
+  // alphas: one for all batches, or one for each.
+  Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<double>& alphas);
+
+  struct Entry {
+    std::uint32_t stream, k;
+  };
+  std::uint32_t epoch() const { return epoch_; }
+  const Entry& operator[](std::uint32_t index) const { return entries_[index]; }
+
+ private:
+  std::uint32_t epoch_;
+  std::vector<Entry> entries_;
+};
+
+// Plans batches; one per thread, since it keeps scratch memory and the last window of each stream.
+class Planner {
+ public:
+  explicit Planner(const Plan& plan);
+
+  void plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& out);
+
+ private:
+  struct Window {
+    std::uint32_t epoch = 0, stream = 0, first = 0;
+    std::uint64_t crowded = 0;  // batches with a row that found no better place
+    std::vector<Row> rows;      // empty: unused
+  };
+  struct Order {
+    std::uint32_t epoch, cell, pass;
+    Permutation permutation;
+  };
+  // Open addressing; the value's meaning is the user's.
+  struct Table {
+    struct Slot {
+      std::uint64_t key, value;
+    };
+    void reset(std::size_t keys);
+    void prefetch(std::uint64_t key) const { __builtin_prefetch(&slots[key & mask], 1); }
+    std::uint64_t& operator[](std::uint64_t key);  // 0 at first
+    std::vector<Slot> slots;
+    std::uint64_t mask = 0;
+    std::uint64_t value_of_zero = 0;  // key 0 marks a free slot, so its own value lives here
+  };
+
+  void predefined(std::uint32_t index, PlannedBatch& out);
+  const Permutation& order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass);
+  bool meets_itself(const Stream& stream, std::uint32_t first, std::uint32_t batches) const;
+  void deal(const Stream& stream, std::uint32_t epoch, std::uint32_t k, Row* out);
+  void deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
+                 std::uint64_t to, Row* out);
+  void draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
+                      std::uint32_t count, Row* out) const;
+  const Window& window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first, std::uint32_t span,
+                       bool groups_meet);
+  void sort_by_length(Window& window, std::uint32_t span);
+  void part_duplicates(Window& window, std::uint32_t span, bool groups_meet);
+  void text_keys(const Row* rows, std::size_t count);
+  void flag(PlannedBatch& batch);
+
+  const Plan& plan_;
+  std::vector<Window> windows_;
+  std::vector<std::optional<Order>> orders_;
+  std::vector<std::uint32_t> elements_;
+  std::vector<std::uint64_t> text_keys_, sort_keys_;
+  std::vector<std::uint32_t> versions_;
+  std::vector<Row> sorted_;
+  Table table_;
+};
+
+}  // namespace hybridfast::sampler
