@@ -1,6 +1,7 @@
 """Hybrid batch training and language-bias evaluation for multilingual dense retrieval."""
 
-from hybridfast import _core
+from hybridfast._core import build_info
+from hybridfast.loss import InfoNCE, info_nce
 
-__version__: str = _core.build_info()["version"]
-__all__ = ["__version__"]
+__version__: str = build_info()["version"]
+__all__ = ["InfoNCE", "__version__", "build_info", "info_nce"]
