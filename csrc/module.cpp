@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   hybridfast::register_build_info(module);
   hybridfast::register_ranks(module);
   hybridfast::register_sampler(module);
+  hybridfast::register_infonce(module);
 }

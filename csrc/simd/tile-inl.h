@@ -4,6 +4,7 @@
 // Everything here is in an anonymous namespace and nothing but fixed headers is included: an inline function
 // compiled for AVX-512 would otherwise be what the linker may pick for every CPU.
 #include <cstddef>
+#include <cstdint>
 
 #include "simd/tile.h"
 
@@ -16,8 +17,23 @@ constexpr std::size_t kColumns = kVectors * kLanes;
 
 typedef float Vector __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 typedef float VectorU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES), aligned(4), may_alias));
+typedef std::int32_t Ints __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
+typedef std::int32_t IntsU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES), aligned(4), may_alias));
 
-// kRows x kVectors accumulators stay in registers; each step of d loads kVectors vectors and broadcasts kRows.
+constexpr float kMinusInfinity = -__builtin_inff();
+
+Vector load(const float* place) {
+  return *reinterpret_cast<const VectorU*>(place);
+}
+void store(float* place, Vector value) {
+  *reinterpret_cast<VectorU*>(place) = value;
+}
+Vector splat(float value) {
+  return Vector{} + value;
+}
+
+// kRows x kVectors accumulators stay in registers; each step of d loads kVectors vectors and broadcasts
+// kRows.
 void score_tile(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
                 std::size_t stride) {
   Vector sums[kRows][kVectors] = {};
@@ -33,6 +49,114 @@ void score_tile(const float* query_panel, const float* passage_panel, std::size_
   for (std::size_t r = 0; r < kRows; ++r)
     for (std::size_t v = 0; v < kVectors; ++v)
       *reinterpret_cast<VectorU*>(scores + r * stride + v * kLanes) = sums[r][v];
+}
+
+template <std::size_t Rows>
+void multiply_rows(const hybridfast::simd::Operand& scalars, const float* panel, float* out,
+                   std::size_t stride, bool add) {
+  Vector sums[Rows][kVectors];  // cleared by loops: an initialiser would be a memset on the stack
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = splat(0.0f);
+  const std::size_t row = scalars.row, step = scalars.step;
+  for (std::size_t o = 0; o < scalars.blocks; ++o) {
+    const float* scalar = scalars.data + o * scalars.block;
+    for (std::size_t k = 0; k < scalars.depth; ++k, scalar += step, panel += kColumns) {
+      Vector vectors[kVectors];
+      for (std::size_t v = 0; v < kVectors; ++v) vectors[v] = load(panel + v * kLanes);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        const float factor = scalar[r * row];
+        for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] += factor * vectors[v];
+      }
+    }
+  }
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      float* place = out + r * stride + v * kLanes;
+      store(place, add ? load(place) + sums[r][v] : sums[r][v]);
+    }
+}
+
+template <std::size_t Rows>
+void multiply_tail(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count,
+                   float* out, std::size_t stride, bool add) {
+  if (count == Rows)
+    multiply_rows<Rows>(scalars, panel, out, stride, add);
+  else if constexpr (Rows > 1)
+    multiply_tail<Rows - 1>(scalars, panel, count, out, stride, add);
+}
+
+void multiply(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count, float* out,
+              std::size_t stride, bool add) {
+  hybridfast::simd::Operand rest = scalars;
+  for (; count >= kRows; count -= kRows, rest.data += kRows * scalars.row, out += kRows * stride)
+    multiply_rows<kRows>(rest, panel, out, stride, add);
+  if (count > 0) multiply_tail<kRows - 1>(rest, panel, count, out, stride, add);
+}
+
+// exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial. Results
+// below the least normal number are 0; NaN stays NaN.
+Vector exp_nonpositive(Vector x) {
+  const Vector least = splat(-87.33654f);
+  const Vector clamped = x < least ? least : x;
+  const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const Vector shifted = clamped * 1.44269504f + shifter;
+  const Vector n = shifted - shifter;
+  const Vector r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vector p = splat(1.3888889e-3f);
+  p = p * r + 8.3333333e-3f;
+  p = p * r + 4.1666667e-2f;
+  p = p * r + 1.6666667e-1f;
+  p = p * r + 0.5f;
+  p = (p * r) * r + (r + 1.0f);
+  const Ints power = (reinterpret_cast<Ints>(shifted) + 127) << 23;
+  const Vector value = p * reinterpret_cast<Vector>(power);
+  return x < least ? splat(0.0f) : value;
+}
+
+void logits(float* tile, std::size_t count, const float* scale, const float* bias,
+            const std::int32_t* passage_groups, const std::int32_t* query_groups) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    for (std::size_t j = 0; j < count; ++j) {
+      float* place = tile + j * kColumns + v;
+      Vector value = load(place) * scale[j] + bias[j];
+      if (passage_groups) {
+        const Ints same = *reinterpret_cast<const IntsU*>(query_groups + v) == passage_groups[j];
+        value = same ? splat(kMinusInfinity) : value;
+      }
+      store(place, value);
+    }
+  }
+}
+
+void softmax(float* tile, std::size_t count, float* max, float* sum) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    Vector top = splat(kMinusInfinity);
+    for (std::size_t j = 0; j < count; ++j) {
+      const Vector value = load(tile + j * kColumns + v);
+      top = value > top ? value : top;
+    }
+    const Vector shift = top == kMinusInfinity ? splat(0.0f) : top;
+    Vector total = splat(0.0f);
+    for (std::size_t j = 0; j < count; ++j) {
+      float* place = tile + j * kColumns + v;
+      const Vector value = exp_nonpositive(load(place) - shift);
+      store(place, value);
+      total += value;
+    }
+    store(max + v, top);
+    store(sum + v, total);
+  }
+}
+
+void rescale(float* tile, std::size_t count, const float* scale, const float* max, const float* shift,
+             const float* weight) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    const Vector factor = load(weight + v) * exp_nonpositive(load(max + v) - load(shift + v));
+    for (std::size_t j = 0; j < count; ++j) {
+      float* place = tile + j * kColumns + v;
+      store(place, load(place) * factor * scale[j]);
+    }
+  }
 }
 
 }  // namespace

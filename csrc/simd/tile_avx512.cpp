@@ -3,5 +3,5 @@
 #define HYBRIDFAST_VECTORS 2
 #include "simd/tile-inl.h"
 
-const hybridfast::simd::TileKernels hybridfast::simd::avx512_kernels = {"avx512", kRows, kColumns,
-                                                                          score_tile};
+const hybridfast::simd::TileKernels hybridfast::simd::avx512_kernels = {
+    "avx512", kRows, kColumns, score_tile, multiply, logits, softmax, rescale};

@@ -1,0 +1,88 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "bindings.h"
+#include "infonce.h"
+
+namespace py = pybind11;
+
+namespace hybridfast {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+void require(const Array<T>& array, const char* name, std::initializer_list<py::ssize_t> shape) {
+  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (std::size_t axis = 0; same && axis < shape.size(); ++axis)
+    same = array.shape(static_cast<py::ssize_t>(axis)) == shape.begin()[axis];
+  if (!same) throw py::value_error(std::string(name) + " has the wrong shape");
+}
+
+template <typename T>
+T* data_or_null(std::optional<Array<T>>& array) {
+  return array ? array->mutable_data() : nullptr;
+}
+
+// Fills `losses` and, where `weights` is given, the gradients; returns d(objective)/d(temperature).
+double info_nce_binding(const Array<float>& queries, const Array<float>& passages, double temperature,
+                        const Array<std::int64_t>& targets,
+                        const std::optional<Array<std::int32_t>>& query_groups,
+                        const std::optional<Array<std::int32_t>>& passage_groups, double margin,
+                        bool normalize, bool in_batch, Array<float>& losses,
+                        const std::optional<Array<float>>& weights, std::optional<Array<float>>& query_grads,
+                        std::optional<Array<float>>& passage_grads, int threads) {
+  if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
+    throw py::value_error("queries and passages must be (Q, D) and (N, D) with N, D >= 1");
+  const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
+  require(passages, "passages", {passage_count, dim});
+  require(targets, "targets", {query_count});
+  require(losses, "losses", {query_count});
+  if (query_groups.has_value() != passage_groups.has_value())
+    throw py::value_error("query_groups and passage_groups go together");
+  if (query_groups) require(*query_groups, "query_groups", {query_count});
+  if (passage_groups) require(*passage_groups, "passage_groups", {passage_count});
+  if (weights) require(*weights, "weights", {query_count});
+  if (query_grads) require(*query_grads, "query_grads", {query_count, dim});
+  if (passage_grads) require(*passage_grads, "passage_grads", {passage_count, dim});
+  for (py::ssize_t i = 0; i < query_count; ++i)
+    if (targets.data()[i] < 0 || targets.data()[i] >= passage_count)
+      throw py::value_error("targets must be rows of passages, got " + std::to_string(targets.data()[i]));
+
+  const InfoNceProblem problem{static_cast<std::size_t>(query_count),
+                               static_cast<std::size_t>(passage_count),
+                               static_cast<std::size_t>(dim),
+                               queries.data(),
+                               passages.data(),
+                               targets.data(),
+                               query_groups ? query_groups->data() : nullptr,
+                               passage_groups ? passage_groups->data() : nullptr,
+                               temperature,
+                               margin,
+                               normalize,
+                               in_batch};
+  double temperature_grad = 0;
+  const InfoNceGradients gradients{weights ? weights->data() : nullptr, data_or_null(query_grads),
+                                   data_or_null(passage_grads), &temperature_grad};
+  float* out = losses.mutable_data();
+  {
+    const py::gil_scoped_release released;
+    info_nce(problem, out, weights ? &gradients : nullptr, threads);
+  }
+  return temperature_grad;
+}
+
+}  // namespace
+
+void register_infonce(py::module_& module) {
+  module.def("info_nce", &info_nce_binding, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
+             py::arg("temperature"), py::arg("targets").noconvert(), py::arg("query_groups").noconvert(),
+             py::arg("passage_groups").noconvert(), py::arg("margin"), py::arg("normalize"),
+             py::arg("in_batch"), py::arg("losses").noconvert(), py::arg("weights").noconvert(),
+             py::arg("query_grads").noconvert(), py::arg("passage_grads").noconvert(), py::arg("threads"));
+}
+
+}  // namespace hybridfast

@@ -1,0 +1,37 @@
+// InfoNCE on the CPU, forward and backward, without ever holding the queries x passages matrix.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hybridfast {
+
+struct InfoNceProblem {
+  std::size_t queries;
+  std::size_t passages;
+  std::size_t dim;
+  const float* query_rows;             // (queries, dim)
+  const float* passage_rows;           // (passages, dim)
+  const std::int64_t* targets;         // (queries,), each in [0, passages)
+  const std::int32_t* query_groups;    // (queries,), or null: no groups
+  const std::int32_t* passage_groups;  // (passages,), or null
+  double temperature;
+  double margin;
+  bool normalize;
+  bool in_batch;
+};
+
+// What d(objective)/d(loss of query i) is known to be while the gradients are formed. `query_grads` and
+// `passage_grads` may be null: that product is then not computed. `temperature_grad` needs `query_grads`.
+struct InfoNceGradients {
+  const float* weights;  // (queries,)
+  float* query_grads;    // (queries, dim)
+  float* passage_grads;  // (passages, dim)
+  double* temperature_grad;
+};
+
+// Writes the loss of every query and, where `gradients` is given, the gradients: one product pass for the
+// losses and one for each of the two gradients. Results do not depend on `threads`.
+void info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads);
+
+}  // namespace hybridfast

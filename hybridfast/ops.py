@@ -1,0 +1,228 @@
+"""torch.library registration of the native ops: schemas, fakes, autograd, and the choice of a backend."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridfast import _core, chunked
+
+BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
+Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, passages and temperature; empty where not asked for
+
+_PROBLEM = (
+    "Tensor queries, Tensor passages, Tensor temperature, Tensor targets, Tensor? query_groups, "
+    "Tensor? passage_groups, str positives, bool bidirectional, bool in_batch, float margin, "
+    "bool normalize, ScalarType? compute_dtype, str backend, bool[] needs"
+)
+torch.library.define(
+    "hybridfast::info_nce", f"({_PROBLEM}, str reduction) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "hybridfast::info_nce_gradients", f"({_PROBLEM}, Tensor weights) -> (Tensor, Tensor, Tensor)"
+)
+
+
+class Problem(NamedTuple):
+    """The arguments that both ops share, in their order. `needs`: which of the three gradients are wanted."""
+
+    queries: Tensor
+    passages: Tensor
+    temperature: Tensor
+    targets: Tensor
+    query_groups: Tensor | None
+    passage_groups: Tensor | None
+    positives: str
+    bidirectional: bool
+    in_batch: bool
+    margin: float
+    normalize: bool
+    compute_dtype: torch.dtype | None
+    backend: str
+    needs: list[bool]
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.queries.dtype, torch.float32)
+
+    def check_values(self) -> None:
+        """What only the values tell. Those on an accelerator are not read: that would stall its stream."""
+        if self.temperature.device.type == "cpu" and not 0 < self.temperature.item() < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature.item()}")
+        if self.targets.device.type != "cpu":
+            return
+        low, high = (int(end) for end in torch.aminmax(self.targets))
+        if low < 0 or high >= len(self.passages):
+            bad = low if low < 0 else high
+            raise ValueError(f"targets must be rows of the {len(self.passages)} passages, got {bad}")
+        if self.positives != "groups" or self.query_groups is None or self.passage_groups is None:
+            return
+        lonely = ~torch.isin(self.query_groups, self.passage_groups)
+        if lonely.any():
+            row = int(lonely.nonzero()[0])
+            raise ValueError(
+                f"query_groups must occur in passage_groups: query {row} of group "
+                f"{int(self.query_groups[row])} has no positive"
+            )
+
+    def native_gap(self) -> str | None:
+        """What of this problem the native CPU kernels do not cover, in words; None when they cover it."""
+        if self.queries.device.type != "cpu":
+            return f"a tensor on {self.queries.device}"
+        if self.queries.dtype != torch.float32:
+            return f"inputs of {self.queries.dtype}"
+        if self.compute_dtype not in (None, torch.float32):
+            return f"compute_dtype={self.compute_dtype}"
+        if self.positives != "target":
+            return f"positives={self.positives!r}"
+        return "bidirectional=True" if self.bidirectional else None
+
+
+def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients]:
+    """Losses (Q,) and, given weights = d(objective)/d(losses), the gradients that are needed."""
+    problem.check_values()
+    gap = problem.native_gap()
+    if problem.backend == "cpu" and gap:
+        raise ValueError(f"backend='cpu' does not cover {gap}; use backend='auto' or 'torch'")
+    if gap is None and problem.backend in ("auto", "cpu"):
+        losses, *grads = _run_native(problem, weights)
+    else:
+        losses, *grads = _run_torch(problem, weights)
+    inputs = (problem.queries, problem.passages, problem.temperature)
+    wanted = [
+        like.new_empty(0) if grad is None or not need else grad.to(like)
+        for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
+    ]
+    return losses, (wanted[0], wanted[1], wanted[2])
+
+
+def _run_native(
+    problem: Problem, weights: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    queries, passages = problem.queries.detach().contiguous(), problem.passages.detach().contiguous()
+    losses = torch.empty(len(queries))
+    query_grads = passage_grads = None
+    if weights is not None and (problem.needs[0] or problem.needs[2]):  # the temperature's comes with them
+        query_grads = torch.empty_like(queries)
+    if weights is not None and problem.needs[1]:
+        passage_grads = torch.empty_like(passages)
+    temperature_grad = _core.info_nce(
+        queries.numpy(),
+        passages.numpy(),
+        problem.temperature.item(),
+        problem.targets.contiguous().numpy(),
+        *_dense_groups(problem.query_groups, problem.passage_groups),
+        problem.margin,
+        problem.normalize,
+        problem.in_batch,
+        losses.numpy(),
+        None if weights is None else weights.detach().float().contiguous().numpy(),
+        None if query_grads is None else query_grads.numpy(),
+        None if passage_grads is None else passage_grads.numpy(),
+        torch.get_num_threads(),
+    )
+    formed = None if weights is None else problem.temperature.new_tensor(temperature_grad)
+    return losses, query_grads, passage_grads, formed
+
+
+def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) -> tuple[Any, Any]:
+    """The groups renumbered from 0, as int32, which the kernels compare."""
+    if query_groups is None or passage_groups is None:
+        return None, None
+    both = np.concatenate([query_groups.numpy(), passage_groups.numpy()])
+    dense = np.unique(both, return_inverse=True)[1].astype(np.int32)
+    return dense[: len(query_groups)], dense[len(query_groups) :]
+
+
+def _run_torch(
+    problem: Problem, weights: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
+        return chunked.info_nce(
+            problem.queries,
+            problem.passages,
+            problem.temperature,
+            problem.targets,
+            problem.query_groups,
+            problem.passage_groups,
+            positives=problem.positives,
+            bidirectional=problem.bidirectional,
+            in_batch=problem.in_batch,
+            margin=problem.margin,
+            normalize=problem.normalize,
+            compute_dtype=problem.compute_dtype or problem.queries.dtype,
+            weights=weights,
+        )
+
+
+@torch.library.impl("hybridfast::info_nce", "CompositeExplicitAutograd")
+def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *shared, reduction = arguments
+    problem = Problem(*shared)
+    weights = None
+    if reduction != "none" and any(problem.needs):
+        weight = 1 / len(problem.queries) if reduction == "mean" else 1.0
+        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=problem.loss_dtype)
+    losses, grads = _run(problem, weights)
+    if reduction != "none":
+        losses = losses.mean() if reduction == "mean" else losses.sum()
+    return losses, *grads
+
+
+@torch.library.register_fake("hybridfast::info_nce")
+def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *shared, reduction = arguments
+    problem = Problem(*shared)
+    if reduction == "none":
+        problem = problem._replace(needs=[False] * 3)
+    shape = (len(problem.queries),) if reduction == "none" else ()
+    return problem.queries.new_empty(shape, dtype=problem.loss_dtype), *_fake_gradients(problem)
+
+
+@torch.library.impl("hybridfast::info_nce_gradients", "CompositeExplicitAutograd")
+def _info_nce_gradients(*arguments: Any) -> Gradients:
+    *shared, weights = arguments
+    return _run(Problem(*shared), weights)[1]
+
+
+@torch.library.register_fake("hybridfast::info_nce_gradients")
+def _info_nce_gradients_fake(*arguments: Any) -> Gradients:
+    return _fake_gradients(Problem(*arguments[:-1]))
+
+
+def _fake_gradients(problem: Problem) -> Gradients:
+    inputs = (problem.queries, problem.passages, problem.temperature)
+    out = [
+        like.new_empty(like.shape if need else (0,)) for like, need in zip(inputs, problem.needs, strict=True)
+    ]
+    return out[0], out[1], out[2]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *shared, reduction = inputs
+    _, *grads = output
+    ctx.mark_non_differentiable(*grads)
+    ctx.needs, ctx.arguments = Problem(*shared).needs, len(inputs)
+    ctx.recompute = reduction == "none"  # the weight of each loss comes with the backward pass
+    if ctx.recompute:
+        ctx.save_for_backward(*shared[:6])
+        ctx.settings = shared[6:]
+    else:
+        ctx.save_for_backward(*grads)
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
+    if ctx.recompute:
+        grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
+    else:
+        grads = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+    kept = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
+    return (*kept, *[None] * (ctx.arguments - 3))
+
+
+torch.library.register_autograd("hybridfast::info_nce", _backward, setup_context=_setup_context)

@@ -1,0 +1,185 @@
+"""The registered ops and both backends against the float64 reference."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridfast import _core, info_nce, reference
+
+BACKENDS = ("cpu", "torch")
+
+
+def problem(queries, passages, dim, seed=0):
+    """Queries that resemble their targets, as they do in training; targets repeat and miss rows."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(passages, dim, generator=generator)
+    targets = torch.randint(passages, (queries,), generator=generator)
+    q = p[targets] + torch.randn(queries, dim, generator=generator)
+    return q, p, targets
+
+
+def gradients(loss_function, q, p, temperature, weights, **options):
+    """Losses and the three gradients for given upstream gradients of the losses."""
+    q, p = q.clone().requires_grad_(), p.clone().requires_grad_()
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    losses = loss_function(q, p, t, reduction="none", **options)
+    losses.backward(weights.to(losses.dtype))
+    return [losses.detach(), q.grad, p.grad, t.grad]
+
+
+def eager(q, p, temperature, targets, reduction):
+    logits = F.normalize(q) @ F.normalize(p).T / temperature.to(q.dtype)
+    return F.cross_entropy(logits, targets, reduction=reduction)
+
+
+OPTIONS = [
+    dict(
+        zip(("positives", "bidirectional", "in_batch", "margin", "normalize", "groups"), choice, strict=True)
+    )
+    for choice in itertools.product(
+        ("target", "groups"), (False, True), (True, False), (0.0, 0.2), (True, False), (False, True)
+    )
+    if (choice[2] or not choice[1]) and (choice[5] or choice[0] == "target")
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_matches_the_reference(options, backend, dtype):
+    # 37 queries are one full panel and a part for every instruction set; 101 passages two chunks and a part.
+    q, p, targets = problem(37, 101, 19)
+    options = {"targets": targets, **options}
+    if options.pop("groups"):
+        options["query_groups"] = torch.arange(37) % 11
+        options["passage_groups"] = torch.arange(101) % 23
+    weights = torch.randn(37, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = gradients(reference.info_nce, q.double(), p.double(), 0.3, weights, **options)
+    got = gradients(info_nce, q.to(dtype), p.to(dtype), 0.3, weights, backend=backend, **options)
+    tolerance = 1e-11 if dtype == torch.float64 else 5e-6
+    for value, wanted in zip(got, expected, strict=True):
+        assert (value - wanted).norm() <= tolerance * wanted.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    queries=st.integers(1, 70),
+    passages=st.integers(1, 130),
+    dim=st.one_of(st.integers(1, 70), st.sampled_from([123, 128, 384, 511, 1025])),
+    temperature=st.floats(1e-3, 10),
+    seed=st.integers(0, 2**16),
+    special=st.sampled_from(["none", "duplicates", "zeros", "huge"]),
+)
+def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, special):
+    """Odd shapes on both sides of every vector width, temperatures whose logits overflow exp."""
+    q, p, targets = problem(queries, passages, dim, seed)
+    if special == "duplicates":
+        p[:] = p[0].clone()
+    if special == "zeros":
+        q[0], p[-1] = 0, 0
+    if special == "huge":
+        q, p = q * 1e15, p * 1e-15
+    weights = torch.full((queries,), 1 / queries, dtype=torch.float64)
+    exact = gradients(reference.info_nce, q.double(), p.double(), temperature, weights, targets=targets)
+    ours = gradients(info_nce, q, p, temperature, weights, targets=targets, backend="cpu")
+    theirs = gradients(eager, q, p, temperature, weights, targets=targets)
+    # Gradients cancel; what rounding may leave is relative to what was summed: weights / temperature / |row|.
+    unit = torch.finfo(torch.float32).eps / temperature
+    shortest_q, shortest_p = (x.norm(dim=1)[x.norm(dim=1) > 0].min() if x.any() else 1.0 for x in (q, p))
+    floors = (
+        8 * unit * queries**0.5,
+        16 * unit / shortest_q,
+        16 * unit / shortest_p,
+        32 * unit / temperature,
+    )
+    if special == "zeros":  # eager's gradient of a zero row is 1e12 times too large
+        theirs[1][0], theirs[2][-1] = exact[1][0], exact[2][-1]
+    for got, peer, wanted, floor in zip(ours, theirs, exact, floors, strict=True):
+        assert (got - wanted).norm() <= 1.5 * (peer - wanted).norm() + floor
+
+
+def native(q, p, targets, threads, groups=None):
+    losses, query_grads, passage_grads = torch.empty(len(q)), torch.empty_like(q), torch.empty_like(p)
+    weights = np.full(len(q), 1 / len(q), dtype=np.float32)
+    query_groups, passage_groups = groups or (None, None)
+    temperature_grad = _core.info_nce(
+        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True,
+        losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
+    )  # fmt: skip
+    return losses, query_grads, passage_grads, torch.tensor(temperature_grad)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    q, p, targets = problem(700, 900, 70)  # two query blocks, nineteen chunks
+    groups = np.arange(700, dtype=np.int32) % 50, np.arange(900, dtype=np.int32) % 70
+    first = native(q, p, targets, 1, groups)
+    for threads in (1, 2, 3, 8):
+        for value, wanted in zip(native(q, p, targets, threads, groups), first, strict=True):
+            assert torch.equal(value, wanted)
+
+
+def test_binding_refuses_what_does_not_fit():
+    q, p, targets = problem(4, 5, 3)
+    with pytest.raises(ValueError, match="targets must be rows of passages, got 9"):
+        native(q, p, targets + 9 - targets, 1)
+    with pytest.raises(ValueError, match="targets has the wrong shape"):
+        native(q, p, targets[:3], 1)
+    with pytest.raises(TypeError):
+        native(q.double(), p, targets, 1)
+
+
+def op_arguments(needs, reduction="mean", backend="auto"):
+    q, p, targets = problem(9, 11, 6)
+    temperature = torch.tensor(0.1, dtype=torch.float64)
+    inputs = [x.requires_grad_(need) for x, need in zip((q, p, temperature), needs, strict=True)]
+    return (*inputs, targets, None, None, "target", False, True, 0.0, True, None, backend, needs, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("needs", [[True, True, True], [False, True, False], [False, False, False]], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(needs, reduction, backend):
+    torch.library.opcheck(torch.ops.hybridfast.info_nce.default, op_arguments(needs, reduction, backend))
+
+
+def test_opcheck_of_the_recomputed_gradients():
+    *shared, _needs, _reduction = op_arguments([False] * 3)
+    arguments = (*shared, [True, True, False], torch.rand(9))
+    torch.library.opcheck(torch.ops.hybridfast.info_nce_gradients.default, arguments)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"reduction": "none", "margin": 0.1}], ids=str
+)
+def test_gradcheck(options):
+    q, p, _ = problem(5, 7, 4)
+    inputs = [x.double().requires_grad_() for x in (q, p, torch.tensor(0.3))]
+    assert torch.autograd.gradcheck(lambda *x: info_nce(*x, **options), inputs)
+
+
+def test_second_derivative_is_refused():
+    q, p, _ = problem(5, 7, 4)
+    q.requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(info_nce(q, p), q, create_graph=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_gives_nan(value, normalize, backend):
+    q, p, targets = problem(37, 101, 19)
+    bad = q.clone()
+    bad[3, 5] = value
+    losses = info_nce(bad, p, targets=targets, normalize=normalize, backend=backend, reduction="none")
+    assert losses.isnan().nonzero().flatten().tolist() == [3]
+    p[70, 2] = value
+    p.requires_grad_()
+    losses = info_nce(q, p, targets=targets, normalize=normalize, backend=backend, reduction="none")
+    assert losses.isnan().all()
+    losses.sum().backward()
