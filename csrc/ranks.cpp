@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "simd/level.h"
@@ -41,6 +42,12 @@ float widen(Half value) {
                                 sign);
   const std::uint32_t special = magnitude >= 0x7c00u ? rebias : 0u;  // infinity and NaN stay so
   return std::bit_cast<float>(((magnitude << 13) + rebias + special) | sign);
+}
+
+template <class Value>
+double square(Value value) {
+  const double wide = widen(value);
+  return wide * wide;
 }
 
 // Calls body with the embeddings' data as a pointer of their element type.
@@ -118,13 +125,40 @@ void score_golds(const Block& queries, std::size_t panel, const Embeddings& pass
   }
 }
 
-// Adds to one gold's counts what `size` scores of one group, of the passages `rows`, say about it.
-void count_scores(const float* scores, const std::int64_t* rows, std::size_t size, float gold_score,
-                  std::int64_t gold_row, std::size_t entry, const RankCounts& counts) {
+// Scores of one query in one chunk, of the passages rows[places[i]].
+struct Scores {
+  std::vector<float> values;
+  std::vector<std::int32_t> places;
+  std::size_t size = 0;
+};
+
+// Keeps the scores that reach `low`, the lowest score of a gold: few do, so most are passed over 16 at a
+// time.
+void keep_from(const float* scores, std::size_t size, float low, Scores& kept) {
+  constexpr std::size_t step = 16;
+  kept.size = 0;
+  for (std::size_t begin = 0; begin < size; begin += step) {
+    const std::size_t end = std::min(begin + step, size);
+    if (end == begin + step) {
+      int any = 0;
+      for (std::size_t i = begin; i < begin + step; ++i) any |= scores[i] >= low;
+      if (!any) continue;
+    }
+    for (std::size_t i = begin; i < end; ++i) {
+      kept.values[kept.size] = scores[i];
+      kept.places[kept.size] = static_cast<std::int32_t>(i);
+      kept.size += scores[i] >= low;
+    }
+  }
+}
+
+// Adds to one gold's counts what the scores of one group's passages say about it.
+void count_scores(const Scores& scores, const std::int64_t* rows, float gold_score, std::int64_t gold_row,
+                  std::size_t entry, const RankCounts& counts) {
   std::int32_t greater = 0, equal = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    greater += scores[i] > gold_score;
-    equal += scores[i] == gold_score;
+  for (std::size_t i = 0; i < scores.size; ++i) {
+    greater += scores.values[i] > gold_score;
+    equal += scores.values[i] == gold_score;
   }
   const auto add = [](std::int32_t& total, std::int32_t value) {  // chunks of other threads add here too
     if (value) std::atomic_ref<std::int32_t>(total).fetch_add(value, std::memory_order_relaxed);
@@ -132,9 +166,10 @@ void count_scores(const float* scores, const std::int64_t* rows, std::size_t siz
   add(counts.greater[entry], greater);
   if (!equal) return;
   std::int32_t tied = 0, later = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    tied += (scores[i] == gold_score) & (rows[i] != gold_row);
-    later += (scores[i] == gold_score) & (rows[i] > gold_row);
+  for (std::size_t i = 0; i < scores.size; ++i) {
+    const std::int64_t row = rows[scores.places[i]];
+    tied += (scores.values[i] == gold_score) & (row != gold_row);
+    later += (scores.values[i] == gold_score) & (row > gold_row);
   }
   add(counts.tied[entry], tied);
   add(counts.later[entry], later);
@@ -151,6 +186,7 @@ void count_tile(const Block& queries, std::size_t query_panel, const Block& pass
   const std::size_t panels = (end - begin + kernels.columns - 1) / kernels.columns;
   const std::size_t stride = panels * kernels.columns;
   const auto scores = std::make_unique_for_overwrite<float[]>(kernels.rows * stride);
+  Scores kept{std::vector<float>(stride), std::vector<std::int32_t>(stride)};
   for (std::size_t p = 0; p < panels; ++p)
     kernels.scores(queries.panel(query_panel), passages.panel(begin / kernels.columns + p), queries.depth,
                    scores.get() + p * kernels.columns, stride);
@@ -162,11 +198,16 @@ void count_tile(const Block& queries, std::size_t query_panel, const Block& pass
        group < groups.count() && groups.starts[group] < last_place; ++group) {
     const std::int64_t from = std::max(groups.starts[group], first_place);
     const std::int64_t to = std::min(groups.starts[group + 1], last_place);
-    for (std::size_t query = first; query < last; ++query)
-      for (std::int64_t gold = golds.indptr[query]; gold < golds.indptr[query + 1]; ++gold)
-        count_scores(scores.get() + (query - first) * stride + (from - first_place),
-                     groups.rows.data() + from, static_cast<std::size_t>(to - from), gold_scores[gold],
-                     golds.rows[gold], static_cast<std::size_t>(gold) * groups.count() + group, counts);
+    for (std::size_t query = first; query < last; ++query) {
+      const std::int64_t gold_begin = golds.indptr[query], gold_end = golds.indptr[query + 1];
+      if (gold_begin == gold_end) continue;
+      keep_from(scores.get() + (query - first) * stride + (from - first_place),
+                static_cast<std::size_t>(to - from),
+                *std::min_element(gold_scores + gold_begin, gold_scores + gold_end), kept);
+      for (std::int64_t gold = gold_begin; gold < gold_end; ++gold)
+        count_scores(kept, groups.rows.data() + from, gold_scores[gold], golds.rows[gold],
+                     static_cast<std::size_t>(gold) * groups.count() + group, counts);
+    }
   }
 }
 
@@ -180,17 +221,19 @@ std::size_t rows_in(std::size_t bytes, std::size_t depth, std::size_t width) {
 
 RowNorm largest_norm(const Embeddings& embeddings) {
   return with_elements(embeddings, [&](const auto* data) {
+    constexpr std::size_t lanes = 8;
     RowNorm largest{0, 0.0};
-    for (std::size_t row = 0; row < embeddings.rows; ++row) {
-      double squares = 0.0;
-      for (std::size_t d = 0; d < embeddings.depth; ++d) {
-        const double value = widen(data[row * embeddings.depth + d]);
-        squares += value * value;
-      }
-      if (!std::isfinite(squares)) return RowNorm{row, squares};
-      if (squares > largest.norm) largest = {row, squares};
+    for (std::size_t row = 0; row < embeddings.rows; ++row, data += embeddings.depth) {
+      double squares[lanes] = {};
+      for (std::size_t d = 0; d < embeddings.depth / lanes * lanes; d += lanes)
+        for (std::size_t lane = 0; lane < lanes; ++lane) squares[lane] += square(data[d + lane]);
+      for (std::size_t d = embeddings.depth / lanes * lanes; d < embeddings.depth; ++d)
+        squares[0] += square(data[d]);
+      const double norm = std::sqrt(std::accumulate(squares, squares + lanes, 0.0));
+      if (!std::isfinite(norm)) return RowNorm{row, norm};
+      if (norm > largest.norm) largest = {row, norm};
     }
-    return RowNorm{largest.row, std::sqrt(largest.norm)};
+    return largest;
   });
 }
 
