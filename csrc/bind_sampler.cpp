@@ -162,17 +162,17 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
   const auto rows = static_cast<py::ssize_t>(b.rows);
   const GatherOptions& options = source.gather;
   const bool texts = source.plan.corpus().token_ids, negatives = texts && options.negatives;
-  return py::make_tuple(
-      b.epoch, b.index, name(b.mode), view<std::int64_t>(b.groups, {rows}, owner),
-      view<std::int64_t>(b.query_languages, {rows}, owner),
+  const py::tuple arrays = py::make_tuple(
+      view<std::int64_t>(b.groups, {rows}, owner), view<std::int64_t>(b.query_languages, {rows}, owner),
       view<std::int64_t>(b.passage_languages, {rows}, owner), view<bool>(b.flagged, {rows}, owner),
-      view<std::int64_t>(b.mask_groups, {rows}, owner),
-      texts ? texts_view(b.queries, options, owner) : py::none(),
-      texts ? texts_view(b.passages, options, owner) : py::none(),
-      negatives ? texts_view(b.negatives, options, owner) : py::none(),
-      negatives ? py::object(view<std::int64_t>(b.negative_rows,
-                                                {static_cast<py::ssize_t>(b.negatives_found)}, owner))
-                : py::none());
+      view<std::int64_t>(b.mask_groups, {rows}, owner));
+  const py::object none = py::none();
+  return py::make_tuple(
+      b.epoch, b.index, name(b.mode), arrays, texts ? texts_view(b.queries, options, owner) : none,
+      texts ? texts_view(b.passages, options, owner) : none,
+      negatives ? texts_view(b.negatives, options, owner) : none,
+      negatives ? view<std::int64_t>(b.negative_rows, {static_cast<py::ssize_t>(b.negatives_found)}, owner)
+                : none);
 }
 
 std::shared_ptr<Schedule> make_schedule(const Source& source, std::uint32_t epoch,

@@ -131,8 +131,8 @@ class HybridSampler:
         _check_range("negatives", negatives, 0, 2**16)
         _check_range("threads", threads, 0, 254)
         _check_range("prefetch", prefetch, 1, 2**16)
-        _check_range("dedup_window", dedup_window, 1, 64)
-        _check_range("length_buckets", length_buckets, 1, 64)
+        _check_range("dedup_window", dedup_window, 1, 16)
+        _check_range("length_buckets", length_buckets, 1, 16)
         _check_range("pad_to_multiple_of", pad_to_multiple_of, 1, 2**16)
         if batches_per_epoch is not None:
             _check_range("batches_per_epoch", batches_per_epoch, 1, 2**32 - 1)
@@ -245,7 +245,7 @@ class HybridSampler:
         return alphas
 
     def _batch(self, built: tuple[Any, ...]) -> Batch:
-        epoch, index, mode, *arrays, queries, passages, negatives, negative_rows = built
+        epoch, index, mode, rows, queries, passages, negatives, negative_rows = built
         second = "offsets" if self.layout == "flat" else "attention_mask"
 
         def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
@@ -253,11 +253,16 @@ class HybridSampler:
                 return None
             return {"input_ids": torch.from_numpy(pair[0]), second: torch.from_numpy(pair[1])}
 
+        groups, query_languages, passage_languages, flagged, mask_groups = map(torch.from_numpy, rows)
         return Batch(
-            epoch,
-            index,
-            mode,
-            *(torch.from_numpy(array) for array in arrays),
+            epoch=epoch,
+            index=index,
+            mode=mode,
+            groups=groups,
+            query_languages=query_languages,
+            passage_languages=passage_languages,
+            flagged=flagged,
+            mask_groups=mask_groups,
             queries=texts(queries),
             passages=texts(passages),
             negatives=texts(negatives),

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint32_t kBlock = 100;  // batches that a stratified draw balances
 constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
-constexpr std::uint32_t kTries = 8;    // partners a duplicate row asks to change places
+constexpr std::uint32_t kTries = 16;   // partners a duplicate row asks to change places
 constexpr std::size_t kWindows = 128;  // most windows a planner keeps
 constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of small cells are 8 KiB each
 constexpr std::size_t kAhead = 16;     // rows between a prefetch and its use
@@ -512,8 +512,8 @@ void Planner::text_keys(const Row* rows, std::size_t count) {
   }
 }
 
-// Table values are sets of the window's batches that hold a key. They are never made smaller when a row
-// leaves: that could only allow a few more exchanges.
+// Table values count a key's rows in each of the window's batches, four bits to a batch; 15 means 15 or more
+// and stays.
 void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_meet) {
   const Options& options = plan_.options();
   const bool texts = options.dedup == Dedup::kText;
@@ -521,47 +521,61 @@ void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_me
   if (texts) text_keys(window.rows.data(), count);
   table_.reset(count * (texts + groups_meet));
 
-  const auto where = [&](std::size_t i) {
-    std::uint64_t batches = 0;
-    if (texts) batches |= table_[text_keys_[i]];
-    if (groups_meet) batches |= table_[group_key(window.rows[i].group)];
-    return batches;
+  const auto for_keys = [&](std::size_t i, auto use) {
+    if (texts) use(table_[text_keys_[i]]);
+    if (groups_meet) use(table_[group_key(window.rows[i].group)]);
   };
-  const auto place = [&](std::size_t i) {
-    const std::uint64_t batch = std::uint64_t{1} << (i / rows);
-    if (texts) table_[text_keys_[i]] |= batch;
-    if (groups_meet) table_[group_key(window.rows[i].group)] |= batch;
+  const auto rows_in = [](std::uint64_t counts, std::size_t batch) { return counts >> (4 * batch) & 15; };
+  const auto enter = [&](std::size_t i, std::size_t batch) {
+    for_keys(i, [&](std::uint64_t& counts) {
+      counts += rows_in(counts, batch) < 15 ? std::uint64_t{1} << (4 * batch) : 0;
+    });
+  };
+  const auto leave = [&](std::size_t i, std::size_t batch) {
+    for_keys(i, [&](std::uint64_t& counts) {
+      counts -= rows_in(counts, batch) < 15 ? std::uint64_t{1} << (4 * batch) : 0;
+    });
+  };
+  const auto most_in = [&](std::size_t i, std::size_t batch) {
+    std::uint64_t most = 0;
+    for_keys(i, [&](std::uint64_t counts) { most = std::max(most, rows_in(counts, batch)); });
+    return most;
   };
 
   std::vector<std::uint32_t>& duplicates = elements_;
   duplicates.clear();
   for (std::size_t i = 0; i < count; ++i) {
     if (texts && i + kAhead < count) table_.prefetch(text_keys_[i + kAhead]);
-    if (where(i) >> (i / rows) & 1) duplicates.push_back(static_cast<std::uint32_t>(i));
-    place(i);
+    const std::size_t home = i / rows;
+    bool duplicate = false;
+    for_keys(i, [&](std::uint64_t& counts) {
+      const std::uint64_t before = rows_in(counts, home);
+      duplicate |= before != 0;
+      counts += before < 15 ? std::uint64_t{1} << (4 * home) : 0;
+    });
+    if (duplicate) duplicates.push_back(static_cast<std::uint32_t>(i));
   }
 
-  const std::uint64_t all = span == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << span) - 1;
   Random random(options.seed, word(Purpose::kPartner, window.stream), window.epoch, window.first);
   for (const std::uint32_t i : duplicates) {
-    const std::uint64_t home = std::uint64_t{1} << (i / rows);
-    const std::uint64_t free = all & ~where(i);
+    const std::size_t home = i / rows;
+    if (most_in(i, home) == 1) continue;  // its like has left
+    std::uint32_t free[kMaxWindow], found = 0;
+    for (std::uint32_t batch = 0; batch < span; ++batch) {
+      if (most_in(i, batch) == 0) free[found++] = batch;
+    }
     bool placed = false;
-    for (std::uint32_t attempt = 0; free && !placed && attempt < kTries; ++attempt) {
-      std::uint64_t choices = free;
-      for (auto skip = random.below(static_cast<std::uint32_t>(std::popcount(free))); skip; --skip) {
-        choices &= choices - 1;
-      }
-      const auto batch = static_cast<std::size_t>(std::countr_zero(choices));
+    for (std::uint32_t attempt = 0; found && !placed && attempt < kTries; ++attempt) {
+      const std::size_t batch = free[random.below(found)];
       const std::size_t other = batch * rows + random.below(static_cast<std::uint32_t>(rows));
-      if (where(other) & home) continue;
+      if (most_in(other, home)) continue;
+      leave(i, home), leave(other, batch);
+      enter(i, batch), enter(other, home);
       std::swap(window.rows[i], window.rows[other]);
       if (texts) std::swap(text_keys_[i], text_keys_[other]);
-      place(i);
-      place(other);
       placed = true;
     }
-    if (!placed) window.crowded |= home;
+    if (!placed) window.crowded |= std::uint64_t{1} << home;
   }
 }
 

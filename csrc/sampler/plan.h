@@ -60,6 +60,8 @@ struct Corpus {
 
 enum class Cross { kMixed, kPaired, kSame };
 enum class Dedup { kNone, kGroup, kText };
+constexpr std::uint32_t kMaxWindow = 16;  // batches
+
 enum class Mode : std::uint8_t { kMono, kCross, kSame };
 
 struct Options {
