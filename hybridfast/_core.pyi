@@ -42,22 +42,19 @@ class Pipeline:
 
 def philox(counter: tuple[int, int, int, int], seed: int) -> list[int]: ...
 def permutation(n: int, seed: int, cell: int = 0, epoch: int = 0, pass_: int = 0) -> NDArray[np.uint32]: ...
-import numpy.typing as npt
-
-def build_info() -> dict[str, Any]: ...
 def info_nce(
-    queries: npt.NDArray[np.float32],
-    passages: npt.NDArray[np.float32],
+    queries: NDArray[np.float32],
+    passages: NDArray[np.float32],
     temperature: float,
-    targets: npt.NDArray[np.int64],
-    query_groups: npt.NDArray[np.int32] | None,
-    passage_groups: npt.NDArray[np.int32] | None,
+    targets: NDArray[np.int64],
+    query_groups: NDArray[np.int32] | None,
+    passage_groups: NDArray[np.int32] | None,
     margin: float,
     normalize: bool,
     in_batch: bool,
-    losses: npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32] | None,
-    query_grads: npt.NDArray[np.float32] | None,
-    passage_grads: npt.NDArray[np.float32] | None,
+    losses: NDArray[np.float32],
+    weights: NDArray[np.float32] | None,
+    query_grads: NDArray[np.float32] | None,
+    passage_grads: NDArray[np.float32] | None,
     threads: int,
 ) -> float: ...
