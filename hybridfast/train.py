@@ -163,7 +163,9 @@ def train(
     if config.num_train_epochs is not None:
         max_steps = max(1, round(config.num_train_epochs * len(sampler)))
     learning_rate = config.learning_rate or (2e-2 if encoders.is_static(model) else 3e-5)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+    )
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
