@@ -1,8 +1,8 @@
 """Question and passage templates of the embedded corpus, by relation and language.
 
-``{s}`` is the subject's name and ``{o}`` the object's. CLDR gives names in the nominative and without articles,
-so a template never asks for another case: a name stands before a colon, in quotation marks or as an apposition
-("die Währung {s}") wherever the language would inflect it.
+``{s}`` is the subject's name and ``{o}`` the object's. The CLDR gives names in the nominative and without
+articles, so no template asks for another case: a name stands beside a colon, in quotation marks or as an
+apposition ("die Währung {s}") wherever the language would inflect it.
 """
 
 from __future__ import annotations
@@ -488,7 +488,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "language_script": {
         "ar": (
             ["بأي كتابة تُكتب {s}؟", "ما هو نظام الكتابة المستخدم في {s}؟", "بأي حروف أو رموز تُدوَّن {s}؟"],
-            ["تُكتب {s} عادةً بهذه الكتابة: {o}.", "نظام الكتابة المستخدم في {s} هو {o}."],
+            ["تُكتب {s} عادةً بهذه الكتابة: {o}.", "الكتابة المستخدمة في {s} هي {o}."],
         ),
         "de": (
             [
@@ -656,7 +656,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
             [
                 "{s} en çok hangi ülke ya da bölgeyle ilişkilendirilir?",
                 "{s} için asıl yurt neresidir?",
-                "{s} dilinin asıl yurdu neresidir?",
+                "{s} başlıca nereye özgüdür?",
             ],
             ["{s} en çok şu ülke ya da bölgeyle ilişkilendirilir: {o}.", "{s} için asıl yurt {o} sayılır."],
         ),
