@@ -71,11 +71,9 @@ def eval_set() -> EvalSet:
     """The held-out facts' questions in every language over the passages of all facts, trained ones too."""
     _, held_out_facts = split()
     facts = _facts()
-    first_row = {fact: i * len(LANGUAGES) for i, fact in enumerate(facts)}
-    gold_QL = np.array([first_row[fact] for fact in held_out_facts for _ in LANGUAGES], dtype=np.int64)[
-        :, None
-    ]
-    gold_QL = gold_QL + np.arange(len(LANGUAGES))
+    row_of = {fact: i * len(LANGUAGES) for i, fact in enumerate(facts)}
+    first_gold_Q = np.repeat([row_of[fact] for fact in held_out_facts], len(LANGUAGES)).astype(np.int64)
+    gold_QL = first_gold_Q[:, None] + np.arange(len(LANGUAGES))
     return EvalSet(
         name="cldr",
         queries=[_query(fact, language) for fact in held_out_facts for language in LANGUAGES],
@@ -96,7 +94,7 @@ _CANDIDATE_PERCENT = 23
 def split() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     """Training facts and held-out facts.
 
-    Two relations can say nearly the same, as "the main home of Icelandic is Iceland" and "Iceland's official
+    Two relations can say nearly the same, as "Icelandic is chiefly found in Iceland" and "Iceland's official
     language is Icelandic" do. A fact that links the same two entities as a held-out fact is therefore in
     neither part; only its passages are, in the evaluation's pool.
     """
@@ -289,7 +287,7 @@ _LATIN_SCRIPT = {"de", "en", "es", "tr", "vi"}
 
 
 def _is_latin(name: str) -> bool:
-    """Whether the name is spelt in Latin letters alone: in another script it is the English name, untranslated."""
+    """Whether all letters are Latin: a language of another script then has the English name, untranslated."""
     return all(unicodedata.name(letter).startswith("LATIN") for letter in name if letter.isalpha())
 
 
@@ -332,7 +330,11 @@ _ARTICLES = {
         (r"(Emiratos|Países|Territorios) ", "los"),
     ],
 }
-_CONTRACTIONS = {"es": [(r"\b([Dd]e|[Aa]) el\b", r"\1l"), (r"\by (?=[IiÍí]|[Hh]i(?!e))", "e ")]}
+# What happens to words where they meet: del, al, "y" before an i; Thai names that already say "script".
+_CONTRACTIONS = {
+    "es": [(r"\b([Dd]e|[Aa]) el\b", r"\1l"), (r"\by (?=[IiÍí]|[Hh]i(?!e))", "e ")],
+    "th": [("อักษร(?=อักษร)", "")],
+}
 
 
 def _name_in_sentence(entity: Entity, language: str) -> str:
@@ -345,8 +347,8 @@ def _name_in_sentence(entity: Entity, language: str) -> str:
         for pattern, article in _ARTICLES.get(language, ()):
             if re.match(pattern, name):
                 return f"{article} {name}"
-    # "Tiếng" (language), "Chữ" (script), "Giờ" (time), "Đồng" (coin): capital in a list, not in a sentence.
-    if language == "vi" and (kind in {"language", "script", "zone"} or name.startswith("Đồng ")):
+    # "Language", "script", "time" and "coin": capital at the head of a list's entry, not in a sentence.
+    if language == "vi" and name.startswith(("Tiếng ", "Chữ ", "Giờ ", "Đồng ")):
         return name[0].lower() + name[1:]
     return name
 
