@@ -1,12 +1,12 @@
 """Facts of the Unicode CLDR in 11 languages: the corpus that travels with the library.
 
-Babel carries the CLDR's data: which currency a territory uses, which script a language is written in, and what each
-of them is called in every language. A fact is one subject, one relation and its objects; the templates of
-``cldr_templates`` turn it into a question and a passage per language. A fact is kept only where the CLDR names its
-subject and all of its objects in all languages, so every fact is a complete parallel item.
+Babel carries the CLDR's data: which currency a territory uses, which script a language is written in, and
+what each of them is called in every language. A fact is one subject, one relation and its objects; the
+templates of ``cldr_templates`` turn it into a question and a passage per language. A fact is kept only where
+the CLDR names its subject and all of its objects in all languages: every fact is a complete parallel item.
 
-The held-out facts join known words anew: no training fact links their subject to any of their objects, yet the
-subject is trained in another relation and every object with another subject.
+The held-out facts join known words anew: no training fact links their subject to any of their objects, yet
+the subject is trained in another relation and every object with another subject.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Fact:
 
 
 def training_rows() -> list[dict[str, str]]:
-    """Every training fact in every language: dicts with ``id``, ``lang``, ``query``, ``passage`` and ``source``."""
+    """Rows ``id``, ``lang``, ``query``, ``passage``, ``source``: every training fact in every language."""
     training_facts, _ = split()
     return [
         {
@@ -67,14 +68,12 @@ def training_rows() -> list[dict[str, str]]:
 
 
 def eval_set() -> EvalSet:
-    """The held-out facts' questions in every language; the passages of all facts, trained or not, are the pool."""
+    """The held-out facts' questions in every language over the passages of all facts, trained ones too."""
     _, held_out_facts = split()
     facts = _facts()
-    first_row = {fact: i * len(LANGUAGES) for i, fact in enumerate(facts)}
-    gold_QL = np.array([first_row[fact] for fact in held_out_facts for _ in LANGUAGES], dtype=np.int64)[
-        :, None
-    ]
-    gold_QL = gold_QL + np.arange(len(LANGUAGES))
+    row_of = {fact: i * len(LANGUAGES) for i, fact in enumerate(facts)}
+    first_gold_Q = np.repeat([row_of[fact] for fact in held_out_facts], len(LANGUAGES)).astype(np.int64)
+    gold_QL = first_gold_Q[:, None] + np.arange(len(LANGUAGES))
     return EvalSet(
         name="cldr",
         queries=[_query(fact, language) for fact in held_out_facts for language in LANGUAGES],
@@ -87,20 +86,20 @@ def eval_set() -> EvalSet:
     )
 
 
-# How many facts are candidates for holding out; those whose words training does not cover go back to training.
-_CANDIDATE_ONE_IN = 5
+# Candidates for holding out; those whose words would not be trained go back to training.
+_CANDIDATE_PERCENT = 23
 
 
 @cache
 def split() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     """Training facts and held-out facts.
 
-    Two relations can say nearly the same, as "the main home of Icelandic is Iceland" and "Iceland's official language
-    is Icelandic" do. A fact that links the same two entities as a held-out fact is therefore in neither part; only
-    its passages are, in the evaluation's pool.
+    Two relations can say nearly the same, as "Icelandic is chiefly found in Iceland" and "Iceland's official
+    language is Icelandic" do. A fact that links the same two entities as a held-out fact is therefore in
+    neither part; only its passages are, in the evaluation's pool.
     """
     facts = _facts()
-    candidates = [fact for fact in facts if _digest(f"held out/{fact.id}") % _CANDIDATE_ONE_IN == 0]
+    candidates = [fact for fact in facts if _digest(f"held out/{fact.id}") % 100 < _CANDIDATE_PERCENT]
     training_facts = _without_links_of(candidates, facts)
     # Facts which go back to training only add words there, so those that stay need no second look.
     held_out_facts = _with_trained_words(candidates, training_facts)
@@ -218,12 +217,12 @@ def _currencies(territory: str, since: datetime.date) -> list[str]:
 
 
 def _first_weekday(territory: str) -> list[str]:
-    """The number of the week's first day, 0 for Monday; empty where Babel has no locale of the territory."""
+    """The number of the week's first day; empty for Monday (0), which also stands for "not known"."""
     try:
         locale = Locale.parse(f"und_{territory}")
     except UnknownLocaleError:
         return []
-    return [str(locale.first_week_day)] if locale.territory == territory else []
+    return [str(locale.first_week_day)] if locale.territory == territory and locale.first_week_day else []
 
 
 def _zone_territory(zone: str) -> str:
@@ -238,9 +237,10 @@ def _names() -> dict[Entity, dict[str, str]]:
     names: dict[Entity, dict[str, str]] = defaultdict(dict)
     bearers: dict[tuple[str, str, str], set[Entity]] = defaultdict(set)
     for language in LANGUAGES:
-        for (kind, code), name in _names_in(language):
-            names[kind, code][language] = name
-            bearers[language, kind, name].add((kind, code))
+        for entity, name in _names_in(language):
+            if language in _LATIN_SCRIPT or not _is_latin(name):
+                names[entity][language] = name
+            bearers[language, entity[0], name].add(entity)
     ambiguous = {entity for entities in bearers.values() if len(entities) > 1 for entity in entities}
     return {
         entity: names[entity]
@@ -254,7 +254,7 @@ _SCRIPTS_WITHOUT_NOUN = {"Hans", "Hant"}
 
 
 def _names_in(language: str) -> Iterator[tuple[Entity, str]]:
-    """What the CLDR itself calls each entity in ``language``; never a name taken over from another language."""
+    """What the CLDR itself calls each entity in ``language``, never a name borrowed from another language."""
     locale = Locale.parse(language)
     for code in {*get_global("zone_territories").values()} & {*locale.territories}:
         if len(code) == 2 and code != "ZZ":
@@ -272,7 +272,9 @@ def _names_in(language: str) -> Iterator[tuple[Entity, str]]:
     for code, zone in locale.meta_zones.items():
         if "standard" in zone.get("long", {}):
             yield ("zone", code), zone["long"]["standard"]
-    for code in Locale.parse("ru").time_zones:
+    for code in map(str, Locale.parse("ru").time_zones):  # a language of another script names every city
+        if code.startswith("Etc/"):  # not places
+            continue
         name = locale.time_zones.get(code, {}).get("city")
         # A Latin-script language leaves a city out where its name is the zone's own, as in Europe/Madrid.
         if name is None and language in _LATIN_SCRIPT:
@@ -282,6 +284,13 @@ def _names_in(language: str) -> Iterator[tuple[Entity, str]]:
 
 
 _LATIN_SCRIPT = {"de", "en", "es", "tr", "vi"}
+
+
+def _is_latin(name: str) -> bool:
+    """Whether all letters are Latin: a language of another script then has the English name, untranslated."""
+    return all(unicodedata.name(letter).startswith("LATIN") for letter in name if letter.isalpha())
+
+
 _WRITTEN_AS_IS = {"code", "number"}
 
 
@@ -298,18 +307,34 @@ def _text(templates: Sequence[str], role: str, fact: Fact, language: str) -> str
     template = templates[_digest(f"{role}/{language}/{fact.id}") % len(templates)]
     subject = _name_in_sentence(fact.subject, language)
     objects = format_list([_name_in_sentence(entity, language) for entity in fact.objects], locale=language)
-    if language == "es":
-        objects = re.sub(r" y (?=i|hi(?!e))", " e ", objects, flags=re.IGNORECASE)
     text = template.format(s=subject, o=objects)
+    for pattern, replacement in _CONTRACTIONS.get(language, ()):
+        text = re.sub(pattern, replacement, text)
     first = "İ" if language == "tr" and text[0] == "i" else text[0].upper()
     return first + text[1:]
 
 
-# English names that take the article in a sentence.
-_WITH_ARTICLE = re.compile(
-    r"(.* (Islands|Territory|Territories|Republic|Emirates|Kingdom|States|Netherlands|of Man)"
-    r"|Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines)$"
-)
+# Territories whose names take an article in a sentence, by the beginning or the end of the name.
+_ARTICLES = {
+    "en": [
+        (
+            r".* (Islands|Territory|Territories|Republic|Emirates|Kingdom|States|Netherlands|of Man)$"
+            r"|(Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines)$",
+            "the",
+        )
+    ],
+    "es": [
+        (r"(Isla|RAE|República) ", "la"),
+        (r"Islas ", "las"),
+        (r"(Reino|Territorio) ", "el"),
+        (r"(Emiratos|Países|Territorios) ", "los"),
+    ],
+}
+# What happens to words where they meet: del, al, "y" before an i; Thai names that already say "script".
+_CONTRACTIONS = {
+    "es": [(r"\b([Dd]e|[Aa]) el\b", r"\1l"), (r"\by (?=[IiÍí]|[Hh]i(?!e))", "e ")],
+    "th": [("อักษร(?=อักษร)", "")],
+}
 
 
 def _name_in_sentence(entity: Entity, language: str) -> str:
@@ -318,10 +343,12 @@ def _name_in_sentence(entity: Entity, language: str) -> str:
     if kind in _WRITTEN_AS_IS:
         return code
     name = _names()[entity][language]
-    if language == "en" and kind == "territory" and _WITH_ARTICLE.match(name):
-        return f"the {name}"
-    # "Tiếng" (language), "Chữ" (script), "Giờ" (time) and the like are common nouns, capital only in a list.
-    if language == "vi" and kind in {"language", "script", "zone"}:
+    if kind == "territory":
+        for pattern, article in _ARTICLES.get(language, ()):
+            if re.match(pattern, name):
+                return f"{article} {name}"
+    # "Language", "script", "time" and "coin": capital at the head of a list's entry, not in a sentence.
+    if language == "vi" and name.startswith(("Tiếng ", "Chữ ", "Giờ ", "Đồng ")):
         return name[0].lower() + name[1:]
     return name
 

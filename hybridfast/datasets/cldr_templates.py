@@ -1,8 +1,8 @@
 """Question and passage templates of the embedded corpus, by relation and language.
 
-``{s}`` is the subject's name and ``{o}`` the object's. CLDR gives names in the nominative and without articles,
-so a template never asks for another case: a name stands before a colon, in quotation marks or as an apposition
-("die Währung {s}") wherever the language would inflect it.
+``{s}`` is the subject's name and ``{o}`` the object's. The CLDR gives names in the nominative and without
+articles, so no template asks for another case: a name stands beside a colon, in quotation marks or as an
+apposition ("die Währung {s}") wherever the language would inflect it.
 """
 
 from __future__ import annotations
@@ -488,7 +488,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "language_script": {
         "ar": (
             ["بأي كتابة تُكتب {s}؟", "ما هو نظام الكتابة المستخدم في {s}؟", "بأي حروف أو رموز تُدوَّن {s}؟"],
-            ["تُكتب {s} عادةً بهذه الكتابة: {o}.", "نظام الكتابة المستخدم في {s} هو {o}."],
+            ["تُكتب {s} عادةً بهذه الكتابة: {o}.", "الكتابة المستخدمة في {s} هي {o}."],
         ),
         "de": (
             [
@@ -508,7 +508,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
                 "Με ποια γράμματα ή σύμβολα γράφονται τα {s};",
             ],
             [
-                "Η γλώσσα «{s}» γράφεται συνήθως με την εξής γραφή: {o}.",
+                "Η γλώσσα «{s}» γράφεται συνήθως με το εξής σύστημα: {o}.",
                 "{s} – σύστημα γραφής της γλώσσας: {o}.",
             ],
         ),
@@ -527,7 +527,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
                 "¿Con qué letras o signos se escribe el idioma {s}?",
             ],
             [
-                "El idioma {s} se escribe normalmente con esta escritura: {o}.",
+                "El idioma {s} se escribe normalmente con este sistema: {o}.",
                 "El sistema de escritura del idioma {s} es el {o}.",
             ],
         ),
@@ -545,7 +545,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
                 "Какая письменность у языка «{s}»?",
                 "Какими буквами или знаками пишут на языке «{s}»?",
             ],
-            ["Письменность языка «{s}» — {o}.", "На языке «{s}» обычно пишут таким письмом: {o}."],
+            ["Письменность языка «{s}» — {o}.", "У языка «{s}» обычно такая письменность: {o}."],
         ),
         "th": (
             ["ภาษา{s}เขียนด้วยอักษรใด", "ภาษา{s}ใช้ระบบการเขียนแบบใด", "ผู้คนเขียนภาษา{s}ด้วยตัวหนังสือแบบใด"],
@@ -576,101 +576,101 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         "ar": (
             [
                 "بأي بلد أو إقليم ترتبط {s} أكثر من غيره؟",
-                "ما هو الموطن الرئيسي الذي تنتمي إليه {s}؟",
-                "أين الموطن الأول للغة المسماة {s}؟",
+                "أين تنتشر {s} بصورة رئيسية؟",
+                "ما هو البلد أو الإقليم الرئيسي الذي توجد فيه {s}؟",
             ],
-            [
-                "ترتبط {s} بهذا البلد أو الإقليم أكثر من غيره: {o}.",
-                "الموطن الرئيسي الذي تنتمي إليه {s} هو {o}.",
-            ],
+            ["ترتبط {s} بهذا البلد أو الإقليم أكثر من غيره: {o}.", "تنتشر {s} بصورة رئيسية في {o}."],
         ),
         "de": (
             [
                 "Mit welchem Land oder Gebiet verbindet man die Sprache {s} am ehesten?",
-                "Wo ist die Sprache {s} vor allem beheimatet?",
-                "Was ist die wichtigste Heimat der Sprache {s}?",
+                "Wo ist die Sprache {s} vor allem verbreitet?",
+                "Was ist das wichtigste Verbreitungsgebiet der Sprache {s}?",
             ],
             [
                 "Die Sprache {s} verbindet man am ehesten mit diesem Land oder Gebiet: {o}.",
-                "Die wichtigste Heimat der Sprache {s} ist: {o}.",
+                "Das wichtigste Verbreitungsgebiet der Sprache {s} ist: {o}.",
             ],
         ),
         "el": (
             [
                 "Με ποια χώρα ή περιοχή συνδέεται κυρίως η γλώσσα «{s}»;",
-                "Ποια είναι η κύρια πατρίδα της γλώσσας «{s}»;",
-                "Πού έχει κυρίως τις ρίζες της η γλώσσα «{s}»;",
+                "Πού είναι κυρίως διαδεδομένη η γλώσσα «{s}»;",
+                "Ποιος είναι ο κύριος τόπος εξάπλωσης της γλώσσας «{s}»;",
             ],
             [
                 "Η γλώσσα «{s}» συνδέεται κυρίως με την εξής χώρα ή περιοχή: {o}.",
-                "Κύρια πατρίδα της γλώσσας «{s}»: {o}.",
+                "Κύριος τόπος εξάπλωσης της γλώσσας «{s}»: {o}.",
             ],
         ),
         "en": (
             [
                 "Which country or territory is the {s} language most closely associated with?",
-                "Where is the {s} language chiefly at home?",
-                "What is the main home of {s}?",
+                "Where is the {s} language chiefly found?",
+                "What is the main area of {s}?",
             ],
             [
                 "The {s} language is most closely associated with {o}.",
-                "The main home of the {s} language is {o}.",
+                "The {s} language is chiefly found in {o}.",
             ],
         ),
         "es": (
             [
                 "¿Con qué país o territorio se asocia sobre todo el idioma {s}?",
-                "¿Cuál es la tierra principal del idioma {s}?",
-                "¿De qué país o territorio es propio ante todo el idioma {s}?",
+                "¿Cuál es el territorio principal del idioma {s}?",
+                "¿En qué país o territorio está más presente el idioma {s}?",
             ],
-            ["El idioma {s} se asocia sobre todo con {o}.", "La tierra principal del idioma {s} es {o}."],
+            ["El idioma {s} se asocia sobre todo con {o}.", "El territorio principal del idioma {s} es {o}."],
         ),
         "hi": (
             [
                 "{s} भाषा मुख्य रूप से किस देश या क्षेत्र से जुड़ी है?",
-                "{s} भाषा का मुख्य घर कहाँ है?",
-                "{s} भाषा का मूल स्थान मुख्य रूप से कौन-सा है?",
+                "{s} भाषा मुख्य रूप से कहाँ प्रचलित है?",
+                "{s} भाषा का प्रमुख क्षेत्र कौन-सा है?",
             ],
-            ["{s} भाषा मुख्य रूप से {o} से जुड़ी है।", "{s} भाषा का मुख्य घर {o} है।"],
+            ["{s} भाषा मुख्य रूप से {o} से जुड़ी है।", "{s} भाषा मुख्य रूप से {o} में प्रचलित है।"],
         ),
         "ru": (
             [
                 "С какой страной или территорией прежде всего связан язык «{s}»?",
-                "Где главная родина языка «{s}»?",
-                "Откуда прежде всего родом язык «{s}»?",
+                "Где прежде всего распространён язык «{s}»?",
+                "Какова главная территория распространения языка «{s}»?",
             ],
             [
                 "Язык «{s}» прежде всего связан со страной или территорией «{o}».",
-                "Главная родина языка «{s}» — {o}.",
+                "Главная территория распространения языка «{s}» — {o}.",
             ],
         ),
         "th": (
             [
                 "ภาษา{s}ผูกพันกับประเทศหรือดินแดนใดมากที่สุด",
                 "ถิ่นหลักของภาษา{s}อยู่ที่ใด",
-                "ภาษา{s}เป็นภาษาของที่ใดเป็นหลัก",
+                "ภาษา{s}แพร่หลายที่ใดเป็นหลัก",
             ],
             ["ภาษา{s}ผูกพันกับ{o}มากที่สุด", "ถิ่นหลักของภาษา{s}อยู่ที่{o}"],
         ),
         "tr": (
             [
                 "{s} en çok hangi ülke ya da bölgeyle ilişkilendirilir?",
-                "{s} için asıl yurt neresidir?",
-                "{s} dilinin asıl yurdu neresidir?",
+                "{s} başlıca nerede yaygındır?",
+                "{s} için başlıca yayılma alanı neresidir?",
             ],
-            ["{s} en çok şu ülke ya da bölgeyle ilişkilendirilir: {o}.", "{s} için asıl yurt {o} sayılır."],
+            [
+                "{s} en çok şu ülke ya da bölgeyle ilişkilendirilir: {o}.",
+                "{s} için başlıca yayılma alanı {o} sayılır.",
+            ],
         ),
         "vi": (
             [
                 "{s} gắn liền nhất với quốc gia hoặc vùng lãnh thổ nào?",
-                "Quê hương chính của {s} là ở đâu?",
-                "{s} chủ yếu thuộc về nơi nào?",
+                "Địa bàn chính của {s} là ở đâu?",
+                "{s} phổ biến chủ yếu ở đâu?",
             ],
-            ["{s} gắn liền nhất với {o}.", "Quê hương chính của {s} là {o}."],
+            ["{s} gắn liền nhất với {o}.", "Địa bàn chính của {s} là {o}."],
         ),
         "zh": (
-            ["{s}与哪个国家或地区关系最密切？", "{s}的主要故乡在哪里？", "{s}主要属于哪个国家或地区？"],
-            ["{s}与{o}的关系最密切。", "{s}的主要故乡是{o}。"],
+            ["{s}与哪个国家或地区关系最密切？", "{s}主要分布在哪里？", "{s}主要通行于哪个国家或地区？"],
+            ["{s}与{o}的关系最密切。", "{s}主要分布在{o}。"],
         ),
     },
     "language_code": {
@@ -1003,8 +1003,8 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
                 "Welches Land oder Gebiet verwendete die ehemalige Währung {s}?",
             ],
             [
-                "Die Währung {s} galt früher in folgendem Land oder Gebiet: {o}.",
-                "Die ehemalige Währung {s} wurde hier verwendet: {o}.",
+                "Die Währung {s} galt früher hier: {o}.",
+                "Mit der ehemaligen Währung {s} bezahlte man dort: {o}.",
             ],
         ),
         "el": (
@@ -1014,7 +1014,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
             ],
             [
                 "Το νόμισμα «{s}» ίσχυε παλαιότερα εδώ: {o}.",
-                "Το πρώην νόμισμα «{s}» χρησιμοποιούσε η εξής χώρα ή περιοχή: {o}.",
+                "Το πρώην νόμισμα «{s}» χρησιμοποιούνταν εδώ: {o}.",
             ],
         ),
         "en": (
@@ -1039,7 +1039,7 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
             ],
             [
                 "Валюта «{s}» раньше ходила здесь: {o}.",
-                "Прежней валютой «{s}» пользовалась страна или территория «{o}».",
+                "Прежней валютой «{s}» пользовались здесь: {o}.",
             ],
         ),
         "th": (
@@ -1052,8 +1052,8 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
                 "Eski para birimi {s} hangi ülke ya da bölgede geçerliydi?",
             ],
             [
-                "{s} para biriminin eskiden kullanıldığı yer: {o}.",
-                "Eski para birimi {s} şu ülke ya da bölgede geçerliydi: {o}.",
+                "{s} para birimi eskiden burada kullanılırdı: {o}.",
+                "Eski para birimi {s} burada geçerliydi: {o}.",
             ],
         ),
         "vi": (
