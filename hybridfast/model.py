@@ -57,7 +57,10 @@ def build_static(tokenizer: Tokenizer, dimension: int = 256) -> SentenceTransfor
         from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     except ImportError:  # where sentence-transformers 5 has it
         from sentence_transformers.models import StaticEmbedding  # type: ignore[no-redef,unused-ignore]
-    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu")
+    embedding = StaticEmbedding(tokenizer, embedding_dim=dimension)
+    # Rows of norm one: torch's default of sqrt(dimension) would take as many times the steps to turn round.
+    torch.nn.init.normal_(embedding.embedding.weight, std=dimension**-0.5)
+    return SentenceTransformer(modules=[embedding], device="cpu")
 
 
 def is_static(model: SentenceTransformer) -> bool:
