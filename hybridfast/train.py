@@ -133,6 +133,13 @@ class TrainConfig:
         ):
             if not valid:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+        from transformers import SchedulerType
+
+        schedules = [schedule.value for schedule in SchedulerType]
+        if self.lr_scheduler_type not in schedules:
+            raise ValueError(
+                f"lr_scheduler_type must be one of {', '.join(schedules)}, got {self.lr_scheduler_type!r}"
+            )
         if not self.in_batch and not self.negatives:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: progress bars would fill a failure's report
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
