@@ -46,11 +46,11 @@ def evaluation() -> EvalSet:
 
 @pytest.fixture(scope="module")
 def text_in(rows) -> dict[str, str]:
-    """All of training's text by language."""
+    """All of training's text by language, case-folded: a name's first letter depends on its place."""
     texts = defaultdict(list)
     for row in rows:
         texts[row["lang"]] += [row["query"], row["passage"]]
-    return {language: "\n".join(lines) for language, lines in texts.items()}
+    return {language: "\n".join(lines).casefold() for language, lines in texts.items()}
 
 
 def scripts_of(text: str) -> set[str]:
@@ -193,7 +193,7 @@ def test_held_out_words_are_trained(text_in):
         for entity in (fact.subject, *fact.objects):
             for language in cldr.LANGUAGES:
                 name = names[entity][language] if entity in names else entity[1]
-                assert name.casefold() in text_in[language].casefold(), (fact, language)
+                assert name.casefold() in text_in[language], (fact, language)
 
 
 def test_held_out_texts_are_not_trained(rows, evaluation):

@@ -256,10 +256,10 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
         ),
         "de": (
             [
-                "Wie lautet der zweibuchstabige Ländercode für {s}?",
+                "{s}: Wie lautet der zweibuchstabige Ländercode?",
                 "{s}: Mit welchen zwei Buchstaben wird der Name abgekürzt?",
             ],
-            ["Der zweibuchstabige Ländercode für {s} lautet {o}.", "{s}: Abgekürzt wird der Name mit {o}."],
+            ["{s}: Der zweibuchstabige Ländercode lautet {o}.", "{s}: Abgekürzt wird der Name mit {o}."],
         ),
         "el": (
             [
@@ -273,10 +273,13 @@ TEMPLATES: dict[str, dict[str, tuple[list[str], list[str]]]] = {
             ["The two-letter country code of {s} is {o}.", "The letters {o} abbreviate {s}."],
         ),
         "es": (
-            ["¿Cuál es el código de país de dos letras de {s}?", "¿Con qué dos letras se abrevia {s}?"],
+            [
+                "¿Cuál es el código de país de dos letras de {s}?",
+                "¿Con qué dos letras se abrevia el nombre de {s}?",
+            ],
             [
                 "El código de país de dos letras de {s} es {o}.",
-                "El nombre {s} se abrevia con las letras {o}.",
+                "El nombre de {s} se abrevia con las letras {o}.",
             ],
         ),
         "hi": (
