@@ -69,9 +69,13 @@ void pack_panel(const Embeddings& embeddings, std::size_t count, std::size_t wid
                 RowOf row_of) {
   with_elements(embeddings, [&](const auto* data) {
     std::fill_n(panel, count < width ? width * embeddings.depth : 0, 0.0f);
-    for (std::size_t i = 0; i < count; ++i) {
-      const auto* row = data + row_of(i) * embeddings.depth;
-      for (std::size_t d = 0; d < embeddings.depth; ++d) panel[d * width + i] = widen(row[d]);
+    constexpr std::size_t step = 128;  // elements at a time, so that the panel is written within the L1 cache
+    for (std::size_t begin = 0; begin < embeddings.depth; begin += step) {
+      const std::size_t end = std::min(begin + step, embeddings.depth);
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto* row = data + row_of(i) * embeddings.depth;
+        for (std::size_t d = begin; d < end; ++d) panel[d * width + i] = widen(row[d]);
+      }
     }
   });
 }
@@ -103,7 +107,7 @@ void pack_block(const Embeddings& embeddings, std::size_t begin, std::size_t siz
   });
 }
 
-// Scores of the golds of one query panel, whose first query is `first`.
+// Scores the golds of one query panel.
 void score_golds(const Block& queries, std::size_t panel, const Embeddings& passages, const Golds& golds,
                  float* gold_scores) {
   const auto& kernels = simd::kernels();
@@ -125,15 +129,15 @@ void score_golds(const Block& queries, std::size_t panel, const Embeddings& pass
   }
 }
 
-// Scores of one query in one chunk, of the passages rows[places[i]].
+// Some of a query's scores: value i is that of the passage rows[places[i]].
 struct Scores {
   std::vector<float> values;
   std::vector<std::int32_t> places;
   std::size_t size = 0;
 };
 
-// Keeps the scores that reach `low`, the lowest score of a gold: few do, so most are passed over 16 at a
-// time.
+// Keeps the scores that reach `low`, the lowest of the query's golds: few do, so 16 at a time are passed
+// over.
 void keep_from(const float* scores, std::size_t size, float low, Scores& kept) {
   constexpr std::size_t step = 16;
   kept.size = 0;

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -246,7 +247,8 @@ class _Golds:
             raise ValueError(f"ranks must be at least 1, got {rank_G.min()}")
         self.count_Q = np.diff(indptr)
         self.query_G = np.repeat(np.arange(len(self.count_Q)), self.count_Q)
-        rank_G = rank_G[np.lexsort((rank_G, self.query_G))]
+        if ((np.diff(rank_G) < 0) & (np.diff(self.query_G) == 0)).any():
+            rank_G = rank_G[np.lexsort((rank_G, self.query_G))]
         self.place_G = np.arange(1, len(rank_G) + 1) - indptr[self.query_G]
         new_class_G = np.ones(len(rank_G), bool)
         new_class_G[1:] = (np.diff(rank_G) != 0) | (np.diff(self.query_G) != 0)
@@ -281,10 +283,13 @@ def _mean_per_label(values_Q: Floats, label_Q: NDArray[Any], labels: int) -> Flo
 
 
 def _median_per_pair(values_G: Floats, row_G: NDArray[Any], column_G: NDArray[Any], languages: int) -> Floats:
-    medians = np.full((languages, languages), np.nan)
-    for row, column in np.unique(np.stack([row_G, column_G], axis=1), axis=0):
-        medians[row, column] = np.median(values_G[(row_G == row) & (column_G == column)])
-    return medians
+    pair_G = row_G * languages + column_G
+    order_G = np.argsort(pair_G, kind="stable")
+    values_G, bounds = values_G[order_G], np.searchsorted(pair_G[order_G], np.arange(languages**2 + 1))
+    medians = [
+        float(np.median(values_G[start:stop])) if start < stop else np.nan for start, stop in pairwise(bounds)
+    ]
+    return np.array(medians).reshape(languages, languages)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,22 @@ def test_threads_do_not_change_a_count() -> None:
         )
         for name in ("greater_GL", "tied_GL", "later_GL"):
             np.testing.assert_array_equal(getattr(counts, name), getattr(alone, name))
+
+
+def test_memory_stays_bounded() -> None:
+    """The 20,000 x 20,000 scores would take 1.6 GB; embeddings, golds and workspace take some 20 MB."""
+
+    def resident(key: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+
+    queries_QD, passages_ND, *golds = make_problem(20_000, 20_000, 4, max_golds=2)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        pytest.skip("the peak of the resident memory can only be reset on Linux")
+    before = resident("VmRSS")
+    gold_ranks(queries_QD, passages_ND, *golds)
+    assert resident("VmHWM") - before < 64e6
 
 
 @pytest.mark.parametrize("level", _core.build_info()["simd_supported"])
