@@ -184,8 +184,8 @@ class HybridSampler:
             pad_to_multiple_of=pad_to_multiple_of,
             files=_files(arrays.values()),
         )
-        for reason in self._core.left_out:
-            warnings.warn(f"left out: {reason}", stacklevel=2)
+        if self._core.left_out:
+            warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
         self._epoch, self._index = 0, 0
         self._pipelines: weakref.WeakSet[_core.Pipeline] = weakref.WeakSet()
         self._closed = False
