@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -28,16 +27,6 @@ using Array = py::array_t<T, py::array::c_style>;
 template <class T>
 using MaybeArray = std::optional<Array<T>>;
 
-int allocate_pageable(void** memory, std::size_t bytes, unsigned) {
-  *memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  return *memory ? 0 : 1;
-}
-
-int release_pageable(void* memory) {
-  std::free(memory);
-  return 0;
-}
-
 // A corpus, its plan and what its batches are made with; shared by the sampler object and its pipelines.
 struct Source {
   Source(py::list kept, const Corpus& corpus, Options options, GatherOptions gather_options)
@@ -47,7 +36,7 @@ struct Source {
   Plan plan;
   GatherOptions gather;
   std::shared_ptr<BatchPool> pool = std::make_shared<BatchPool>();
-  std::shared_ptr<Stats> stats = std::make_shared<Stats>();
+  std::shared_ptr<Stats> stats = std::make_shared<Stats>(plan.options().languages.size());
 };
 
 template <class T>
@@ -72,8 +61,7 @@ std::shared_ptr<Source> make_source(
     std::uint32_t dedup_window, std::uint32_t length_buckets, std::uint32_t batches,
     const MaybeArray<std::int32_t>& predefined, std::uint32_t rank, std::uint32_t world_size,
     std::uint32_t negatives, bool flat, bool wide, std::uint32_t pad_to_multiple_of,
-    const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files,
-    std::optional<std::pair<std::uintptr_t, std::uintptr_t>> allocator) {
+    const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
   if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
   Corpus corpus;
   corpus.version_GL = version_GL.data();
@@ -121,12 +109,6 @@ std::shared_ptr<Source> make_source(
   gather.wide = wide;
   gather.pad_to_multiple_of = pad_to_multiple_of;
   for (const auto& [path, bytes, modified_ns] : files) gather.files.push_back({path, bytes, modified_ns});
-  gather.allocator = {allocate_pageable, release_pageable};
-  if (allocator) {
-    gather.allocator = {reinterpret_cast<decltype(Allocator::allocate)>(allocator->first),
-                        reinterpret_cast<decltype(Allocator::release)>(allocator->second)};
-  }
-
   py::list kept = py::make_tuple(version_GL, source_G, passage_hash_V, version_indptr, text_indptr, token_ids,
                                  predefined);
   return std::make_shared<Source>(std::move(kept), corpus, std::move(options), std::move(gather));
@@ -202,8 +184,7 @@ struct PyPipeline {
               return [gatherer = std::make_shared<Gatherer>(*plan, *gather), schedule](
                          std::uint32_t index, Batch& out) { gatherer->build(*schedule, index, out); };
             },
-            first, source->plan.batches(), threads, prefetch, source->gather.allocator, source->pool,
-            source->stats) {}
+            first, source->plan.batches(), threads, prefetch, source->pool, source->stats) {}
 
   template <class Use>
   auto alone(Use use) {
@@ -239,7 +220,7 @@ void register_sampler(py::module_& module) {
            py::arg("source_weights"), py::arg("temperature"), py::arg("dedup"), py::arg("dedup_window"),
            py::arg("length_buckets"), py::arg("batches"), py::arg("predefined").noconvert(), py::arg("rank"),
            py::arg("world_size"), py::arg("negatives"), py::arg("flat"), py::arg("wide"),
-           py::arg("pad_to_multiple_of"), py::arg("files"), py::arg("allocator"))
+           py::arg("pad_to_multiple_of"), py::arg("files"))
       .def_property_readonly("batches", [](const Source& source) { return source.plan.batches(); })
       .def_property_readonly("coverage", [](const Source& source) { return source.plan.coverage(); })
       .def_property_readonly("left_out", [](const Source& source) { return source.plan.left_out(); })
@@ -253,7 +234,7 @@ void register_sampler(py::module_& module) {
           "build",
           [](const std::shared_ptr<Source>& source, const Schedule& schedule, std::uint32_t index) {
             check_index(*source, index);
-            auto batch = std::make_shared<Batch>(source->gather.allocator);
+            auto batch = std::make_shared<Batch>();
             {
               const py::gil_scoped_release release;
               Gatherer(source->plan, source->gather).build(schedule, index, *batch);
@@ -270,6 +251,16 @@ void register_sampler(py::module_& module) {
         counts["waits"] = stats.waits.load();
         counts["wait_seconds"] = static_cast<double>(stats.wait_ns.load()) * 1e-9;
         counts["discarded"] = stats.discarded.load();
+        counts["flagged"] = stats.flagged.load();
+        counts["tokens"] = stats.tokens.load();
+        counts["padding"] = stats.padding.load();
+        for (const Mode mode : {Mode::kMono, Mode::kCross, Mode::kSame}) {
+          counts[name(mode)] = stats.modes[static_cast<std::size_t>(mode)].load();
+        }
+        counts["query_languages"] =
+            std::vector<std::uint64_t>(stats.query_languages.begin(), stats.query_languages.end());
+        counts["passage_languages"] =
+            std::vector<std::uint64_t>(stats.passage_languages.begin(), stats.passage_languages.end());
         return counts;
       });
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,11 @@ class HybridSampler:
     dedup: "group" (a group at most once in a global batch), "text" (nor two equal passages), or None.
     dedup_window: rows that would meet their duplicate change places within so many batches of their kind.
     length_buckets: > 1 sorts so many batches of a kind by length and cuts them anew: less padding.
+    batches: predefined ones, (N, batch_size, 3) int32 of (group, query language, passage language), languages
+        by their positions; every epoch delivers them in this order, and no other option of the plan counts.
     batches_per_epoch: default: as many as the corpus has (group, language) versions / batch_size.
     layout, pad_to_multiple_of, token_dtype: how token ids come out; see Batch.
+    pin_memory: copy every batch into page-locked memory, for transfers to a GPU that do not block.
     Raises ValueError naming the argument, before any thread starts.
     """
 
@@ -103,6 +107,7 @@ class HybridSampler:
         dedup_window: int = 4,
         length_buckets: int = 1,
         batches_per_epoch: int | None = None,
+        batches: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
@@ -117,7 +122,7 @@ class HybridSampler:
         self.languages = _chosen_languages(tokens, languages)
         self.sources = list(tokens.sources)
         self.batch_size, self.alpha, self.seed = batch_size, alpha, seed
-        self.layout, self.threads, self.prefetch = layout, threads, prefetch
+        self.layout, self.threads, self.prefetch, self.pin_memory = layout, threads, prefetch, pin_memory
         _check_choice("cross", cross, ("mixed", "paired", "same"))
         _check_choice("draw", draw, ("bernoulli", "stratified"))
         _check_choice("sources", sources, ("mixed", "single"))
@@ -136,6 +141,8 @@ class HybridSampler:
         _check_range("pad_to_multiple_of", pad_to_multiple_of, 1, 2**16)
         if batches_per_epoch is not None:
             _check_range("batches_per_epoch", batches_per_epoch, 1, 2**32 - 1)
+        if pin_memory and not torch.cuda.is_available():
+            raise ValueError("pin_memory=True needs CUDA, which torch does not find here")
         if batch_size % world_size:
             raise ValueError(f"batch_size must be a multiple of world_size {world_size}, got {batch_size}")
         if not (np.isfinite(temperature) and temperature > 0):
@@ -146,6 +153,8 @@ class HybridSampler:
             raise ValueError("length_buckets above 1 needs token_ids, which the corpus does not have")
 
         arrays = _checked_arrays(tokens)
+        if batches is not None:
+            _check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
         self._core = _core.Sampler(
             **arrays,
@@ -165,8 +174,8 @@ class HybridSampler:
             dedup=dedup or "none",
             dedup_window=dedup_window,
             length_buckets=length_buckets,
-            batches=batches_per_epoch or 0,
-            predefined=None,
+            batches=batches_per_epoch or 0 if batches is None else len(batches),
+            predefined=batches,
             rank=rank,
             world_size=world_size,
             negatives=negatives,
@@ -174,8 +183,9 @@ class HybridSampler:
             wide=token_dtype == "int64",
             pad_to_multiple_of=pad_to_multiple_of,
             files=_files(arrays.values()),
-            allocator=None,
         )
+        if self._core.left_out:
+            warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
         self._epoch, self._index = 0, 0
         self._pipelines: weakref.WeakSet[_core.Pipeline] = weakref.WeakSet()
         self._closed = False
@@ -248,12 +258,13 @@ class HybridSampler:
         epoch, index, mode, rows, queries, passages, negatives, negative_rows = built
         second = "offsets" if self.layout == "flat" else "attention_mask"
 
-        def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
-            if pair is None:
-                return None
-            return {"input_ids": torch.from_numpy(pair[0]), second: torch.from_numpy(pair[1])}
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).pin_memory() if self.pin_memory else torch.from_numpy(array)
 
-        groups, query_languages, passage_languages, flagged, mask_groups = map(torch.from_numpy, rows)
+        def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
+            return None if pair is None else {"input_ids": tensor(pair[0]), second: tensor(pair[1])}
+
+        groups, query_languages, passage_languages, flagged, mask_groups = map(tensor, rows)
         return Batch(
             epoch=epoch,
             index=index,
@@ -266,7 +277,7 @@ class HybridSampler:
             queries=texts(queries),
             passages=texts(passages),
             negatives=texts(negatives),
-            negative_rows=None if negative_rows is None else torch.from_numpy(negative_rows),
+            negative_rows=None if negative_rows is None else tensor(negative_rows),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,12 +296,26 @@ class HybridSampler:
         """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
         plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
         plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
+        if plan["batches"] is not None:
+            plan["batches"] = hashlib.sha256(plan["batches"]).hexdigest()
         text = json.dumps([self._tokens.fingerprint, plan], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def stats(self) -> dict[str, Any]:
-        """Counts over all batches so far: delivered, built by the consumer, late, seconds waited for."""
-        return self._core.stats()
+        """Counts over the batches of all iterations so far.
+
+        batches delivered; helped: of them built by the consumer; late: of them not ready when asked for
+        (late_share); waits and wait_seconds for late ones; discarded: built twice; flagged rows;
+        padding_share of the token places; modes: batches of each; query_languages, passage_languages: rows.
+        """
+        counts = self._core.stats()
+        places = counts["tokens"] + counts.pop("padding")
+        counts["padding_share"] = 1 - counts["tokens"] / places if places else 0.0
+        counts["late_share"] = counts["late"] / max(counts["batches"], 1)
+        counts["modes"] = {mode: counts.pop(mode) for mode in ("mono", "cross", "same")}
+        for side in ("query_languages", "passage_languages"):
+            counts[side] = dict(zip(self.languages, counts[side], strict=True))
+        return counts
 
     def coverage(self) -> dict[str, float]:
         """Share of the groups that exist in each language."""
@@ -379,6 +404,18 @@ def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     if tokens.version_GL.shape != shape:
         raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
     return arrays
+
+
+def _check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, languages: list[str]) -> None:
+    if batches.dtype != np.int32 or not batches.flags.c_contiguous or batches.shape[1:] != (batch_size, 3):
+        raise ValueError(
+            f"batches must be C-contiguous int32 (N, {batch_size}, 3), got {batches.dtype} {batches.shape}"
+        )
+    groups, codes = len(tokens.source_G), [tokens.languages.index(language) for language in languages]
+    for i, batch_B3 in enumerate(batches):
+        inside = (batch_B3 >= 0).all() and (batch_B3 < (groups, len(codes), len(codes))).all()
+        if not inside or (tokens.version_GL[batch_B3[:, :1], np.take(codes, batch_B3[:, 1:])] < 0).any():
+            raise ValueError(f"batches[{i}] names a version that the corpus does not have")
 
 
 def _files(arrays: Iterable[np.ndarray | None]) -> list[tuple[str, int, int]]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybridfast import Batch, HybridSampler, _core
 
@@ -363,3 +371,398 @@ def test_close_ends_iterations():
     assert list(batches) == []
     with pytest.raises(ValueError, match="closed"):
         sampler.epoch(0)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_comes_in_its_turn(threads):
+    # The group whose offsets are spoilt first comes in some batch; those before it must still be delivered.
+    tokens = make_tokens()
+    sampler = HybridSampler(tokens, 50, threads=threads, prefetch=16)
+    good = list(sampler.epoch(0))
+    spoilt = good[30].groups[0].item()
+    first = next(i for i, batch in enumerate(good) if spoilt in batch.groups)
+    for version in tokens.version_GL[spoilt]:
+        tokens.text_indptr[tokens.version_indptr[version] + 1] = 2**60
+    batches = sampler.epoch(0)
+    for expected in good[:first]:
+        assert_equal_batches(expected, next(batches))
+    with pytest.raises(RuntimeError, match=r"text_indptr: text .* spans tokens"):
+        next(batches)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "rewritten", "removed"])
+def test_a_changed_corpus_file_is_an_error(tmp_path, damage):
+    tokens = make_tokens()
+    path = tmp_path / "token_ids.bin"
+    tokens.token_ids.tofile(path)
+    mapped = replace(tokens, token_ids=np.memmap(path, np.int32, mode="r"))
+    sampler = HybridSampler(mapped, 64)
+    assert_equal_batches(sampler[0, 0], HybridSampler(tokens, 64)[0, 0])
+    if damage == "truncated":
+        os.truncate(path, 4096)
+    elif damage == "rewritten":
+        os.utime(path, ns=(0, 0))
+    else:
+        path.unlink()
+    with pytest.raises(RuntimeError, match=r"corpus file .*token_ids\.bin"):
+        sampler[0, 1]
+    with pytest.raises(RuntimeError, match=r"corpus file .*token_ids\.bin"):
+        list(sampler.epoch(0))
+
+
+def test_predefined_batches_come_as_given():
+    tokens = make_tokens(**RICH)
+    source = HybridSampler(tokens, 32)
+    rows = [torch.stack([b.groups, b.query_languages, b.passage_languages], 1) for b in source.epoch(0)]
+    batches = torch.stack(rows).to(torch.int32).numpy()
+    sampler = HybridSampler(tokens, 32, batches=batches)
+    assert len(sampler) == len(batches)
+    for expected, got in zip(source.epoch(0), sampler.epoch(0), strict=True):
+        assert_equal_batches(expected, got)
+    batches[3, 5] = np.argwhere(tokens.version_GL < 0)[0][[0, 1, 1]]
+    with pytest.raises(ValueError, match=r"batches\[3\] names a version"):
+        HybridSampler(tokens, 32, batches=batches)
+
+
+def test_length_buckets_cut_padding_and_keep_their_window():
+    # One language, one stream: windows of 4 batches hold the same rows with and without buckets.
+    tokens = make_tokens(groups=4000, languages=1)
+    options = {"alpha": 1.0, "batches_per_epoch": 40}
+    plain, bucketed = (
+        HybridSampler(tokens, 100, **options),
+        HybridSampler(tokens, 100, length_buckets=4, **options),
+    )
+    rows = [np.stack([b.groups.numpy() for b in sampler.epoch(0)]) for sampler in (plain, bucketed)]
+    for window in range(0, 40, 4):
+        assert set(rows[0][window : window + 4].ravel()) == set(rows[1][window : window + 4].ravel())
+    assert bucketed.stats()["padding_share"] < 0.85 * plain.stats()["padding_share"]
+
+
+def test_sources_get_their_share():
+    tokens = make_tokens(groups=4000, languages=1, sources=4)
+    sizes = np.bincount(tokens.source_G)
+
+    def shares(**options):
+        sampler = HybridSampler(tokens, 100, alpha=1.0, batches_per_epoch=400, **options)
+        groups = np.concatenate([batch.groups.numpy() for batch in sampler.epoch(0)])
+        return np.bincount(tokens.source_G[groups]) / len(groups)
+
+    # Mixed sources are dealt exactly; drawn ones (400 draws) have a standard deviation below 0.025.
+    roots = np.sqrt(sizes) / np.sqrt(sizes).sum()
+    explicit = np.array([1, 2, 3, 4]) / 10
+    weights = {f"source{i}": i + 1.0 for i in range(4)}
+    np.testing.assert_allclose(shares(), sizes / sizes.sum(), atol=1e-3)
+    np.testing.assert_allclose(shares(temperature=2.0), roots, atol=1e-3)
+    np.testing.assert_allclose(shares(source_weights=weights), explicit, atol=1e-3)
+    np.testing.assert_allclose(shares(source_weights=weights, sources="single"), explicit, atol=0.1)
+    with pytest.raises(ValueError, match=r"source 'source3': .* groups"):
+        HybridSampler(tokens, 1500, alpha=1.0, source_weights=weights | {"source3": 100.0})
+
+
+def test_pairs_that_cannot_fill_a_batch_are_left_out():
+    tokens = make_tokens(groups=1000, languages=3)
+    tokens.version_GL[30:, 2] = -1  # 30 groups in the third language
+    options = {"alpha": 0.0, "cross": "paired"}
+    with pytest.warns(UserWarning, match="language pair 'language2-language1': 30 groups"):
+        sampler = HybridSampler(tokens, 50, **options)
+    assert all(2 not in batch.query_languages for batch in sampler.epoch(0))
+    assert sampler.coverage() == {"language0": 1.0, "language1": 1.0, "language2": 0.03}
+
+
+def chi_square_z(counts: np.ndarray, expected: np.ndarray) -> float:
+    """Pearson's statistic in standard deviations from its mean."""
+    freedom = counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
+
+
+def modes_of(sampler: HybridSampler, epoch: int = 0) -> np.ndarray:
+    return np.array([batch.mode == "mono" for batch in sampler.epoch(epoch)])
+
+
+def test_modes_are_binomial():
+    # 20,000 batches at alpha 0.3: the share's standard deviation is 0.0032, the lag-1 correlation's 0.0071.
+    sampler = HybridSampler(make_tokens(), 8, alpha=0.3, batches_per_epoch=20_000)
+    mono = modes_of(sampler)
+    assert abs(mono.mean() - 0.3) < 4 * 0.0032
+    assert abs(np.corrcoef(mono[:-1], mono[1:])[0, 1]) < 4 * 0.0071
+    assert abs(np.corrcoef(mono, modes_of(sampler, 1))[0, 1]) < 4 * 0.0071
+    assert sampler.stats()["modes"]["mono"] == mono.sum() + modes_of(sampler, 1).sum()
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.47])
+def test_stratified_blocks_hold_exactly_alpha(alpha):
+    sampler = HybridSampler(make_tokens(), 8, alpha=alpha, draw="stratified", batches_per_epoch=1000)
+    blocks = modes_of(sampler).reshape(10, 100)
+    assert (blocks.sum(1) == round(100 * alpha)).all()
+    assert len({tuple(block) for block in blocks}) == 10  # in another order each time
+
+
+def test_alpha_schedules():
+    # From all cross to all mono over two epochs, as points and as a function; steps go on across epochs.
+    tokens = make_tokens()
+    points = HybridSampler(tokens, 8, alpha=[(0, 0.0), (2000, 1.0)], batches_per_epoch=1000)
+    function = HybridSampler(tokens, 8, alpha=lambda step: step / 2000, batches_per_epoch=1000)
+    shares = []
+    for epoch in (0, 1):
+        mono = modes_of(points, epoch)
+        assert (mono == modes_of(function, epoch)).all()
+        shares += [mono[:500].mean(), mono[500:].mean()]
+    np.testing.assert_allclose(shares, [0.125, 0.375, 0.625, 0.875], atol=0.08)  # deviations below 0.022
+    with pytest.raises(ValueError, match="alpha must be in"):
+        HybridSampler(tokens, 8, alpha=lambda step: step)
+
+
+@pytest.mark.parametrize("cross", ["mixed", "paired", "same"])
+@pytest.mark.parametrize("weights", [None, {"language0": 3.0, "language2": 2.0}])
+def test_languages_follow_their_weights(cross, weights):
+    # About 2,000 draws each for batches (mono, paired), 16,000 for rows (mixed, same).
+    sampler = HybridSampler(
+        make_tokens(languages=4), 8, cross=cross, language_weights=weights, batches_per_epoch=4000
+    )
+    counts = {"mono": np.zeros((4, 4)), "other": np.zeros((4, 4))}
+    for batch in sampler.epoch(0):
+        whole = batch.mode == "mono" or cross == "paired"
+        pairs = torch.stack([batch.query_languages, batch.passage_languages])[
+            :, : 1 if whole else None
+        ].numpy()
+        np.add.at(counts["mono" if batch.mode == "mono" else "other"], tuple(pairs), 1)
+    weight_L = np.array([3, 1, 2, 1.0]) if weights else np.ones(4)
+    share_L = weight_L / weight_L.sum()
+    same = np.diag(share_L)
+    if cross == "paired":
+        different = np.outer(share_L, share_L) * (1 - np.eye(4))
+        different /= different.sum()
+    else:  # the query's language, then the passage's among the others
+        different = np.outer(share_L, share_L) * (1 - np.eye(4)) / (1 - share_L[:, None])
+    for name, expected in (("mono", same), ("other", same if cross == "same" else different)):
+        cells = expected > 0
+        assert counts[name][~cells].sum() == 0
+        assert abs(chi_square_z(counts[name][cells], expected[cells] * counts[name].sum())) < 4
+
+
+POWERS = sorted({n for k in range(12, 21) for n in (2**k - 1, 2**k, 2**k + 1)})
+
+
+@pytest.mark.parametrize("sizes", [range(1, 4097), POWERS], ids=["all up to 4096", "around powers of two"])
+def test_permutations_are_bijections(sizes):
+    for n in sizes:
+        assert (np.bincount(_core.permutation(n, seed=n), minlength=n) == 1).all()
+
+
+def dependence(permutations, n: int) -> list[float]:
+    """z of chi-squares: pairs of elements 1 to 8 apart, element by position, their parities."""
+    lagged, placed, parity = np.zeros((8, 16, 16)), np.zeros((32, 32)), np.zeros((2, 2))
+    positions = np.arange(n)
+    for elements in permutations:
+        cell = elements.astype(np.int64) * 16 // n
+        for lag in range(1, 9):
+            lagged[lag - 1] += np.bincount(cell[:-lag] * 16 + cell[lag:], minlength=256).reshape(16, 16)
+        finer = elements.astype(np.int64) * 32 // n
+        placed += np.bincount(positions * 32 // n * 32 + finer, minlength=1024).reshape(32, 32)
+        parity += np.bincount(positions % 2 * 2 + elements % 2, minlength=4).reshape(2, 2)
+    share_16, share_32, share_2 = (np.bincount(positions * k // n) / n for k in (16, 32, 2))
+    share_2 = np.bincount(positions % 2) / n
+    return [chi_square_z(counts, counts.sum() * np.outer(share_16, share_16)) for counts in lagged] + [
+        chi_square_z(placed, placed.sum() * np.outer(share_32, share_32)),
+        chi_square_z(parity, parity.sum() * np.outer(share_2, share_2)),
+    ]
+
+
+@pytest.mark.parametrize(("n", "keys"), [(4096, 250), (4097, 250), (5000, 200), (65_536, 16), (262_144, 4)])
+def test_permutations_look_random(n, keys):
+    # About a million elements each. The same statistics of NumPy's shuffle stay within 4 for these seeds, and
+    # those of an affine permutation, which is a bijection too, are in the thousands.
+    rng = np.random.default_rng(0)
+    control = dependence((rng.permutation(n) for _ in range(keys)), n)
+    ours = dependence((_core.permutation(n, seed=5, pass_=key) for key in range(keys)), n)
+    affine = dependence(((np.arange(n) * 1_000_003 + key) % n for key in range(keys)), n)
+    assert max(map(abs, control)) < 4
+    assert max(map(abs, ours)) < 4
+    assert max(affine) > 1000
+
+
+@given(
+    corpus=st.fixed_dictionaries(
+        {
+            "groups": st.integers(40, 300),
+            "languages": st.integers(2, 5),
+            "sources": st.integers(1, 3),
+            "missing": st.sampled_from([0.0, 0.1]),
+            "copies": st.integers(1, 4),
+            "sorted_sources": st.booleans(),
+        }
+    ),
+    options=st.fixed_dictionaries(
+        {
+            "batch_size": st.integers(1, 8).map(lambda n: 2 * n),
+            "alpha": st.sampled_from([0.0, 0.4, 1.0]),
+            "cross": st.sampled_from(["mixed", "paired", "same"]),
+            "draw": st.sampled_from(["bernoulli", "stratified"]),
+            "dedup": st.sampled_from(["group", "text", None]),
+            "dedup_window": st.integers(1, 16),
+            "length_buckets": st.integers(1, 4),
+            "temperature": st.sampled_from([1.0, 3.0]),
+            "seed": st.integers(0, 2**64 - 1),
+        }
+    ),
+    epoch=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_batch_of_any_plan(corpus, options, epoch, data):
+    tokens = make_tokens(**corpus)
+    sampler = HybridSampler(tokens, threads=1, **options)
+    index = data.draw(st.integers(0, len(sampler) - 1))
+    batch = sampler[epoch, index]
+    assert_equal_batches(batch, next(sampler.epoch(epoch, start=index)))
+    groups = batch.groups.numpy()
+    for languages in (batch.query_languages.numpy(), batch.passage_languages.numpy()):
+        assert (tokens.version_GL[groups, languages] >= 0).all()
+    if options["dedup"]:
+        assert len(set(groups[~batch.flagged.numpy()])) == (~batch.flagged).sum()
+        assert len(set(batch.mask_groups.tolist())) == (~batch.flagged).sum()
+    halves = [HybridSampler(tokens, rank=rank, world_size=2, **options)[epoch, index] for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.mask_groups for half in halves]), batch.mask_groups)
+
+
+# What follows runs in processes of its own, which must end by themselves within a minute.
+PRELUDE = """
+import os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from test_sampler import HybridSampler, assert_equal_batches, make_tokens
+sampler = HybridSampler(make_tokens(), 16, threads=2, prefetch=4, seed=3)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", PRELUDE + script]
+    here = str(Path(__file__).parent)
+    return subprocess.Popen(
+        [*command, here, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert err == ""
+    return out
+
+
+def test_break_leaves_nothing_behind():
+    out = finish(
+        start(
+            """
+import resource
+next(sampler.epoch(0))
+def rounds(n):
+    for _ in range(n):
+        for batch in sampler.epoch(0):
+            if batch.index == 3:
+                break
+rounds(200)
+before, memory = threads(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rounds(2000)
+print(threads() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+"""
+        )
+    )
+    more_threads, more_kilobytes = map(int, out.split())
+    assert more_threads == 0
+    assert more_kilobytes < 4096  # 2,000 iterations' stacks alone would be gigabytes
+
+
+def test_fork_with_a_live_sampler():
+    out = finish(
+        start(
+            """
+import warnings
+warnings.simplefilter("ignore")  # Python 3.12 warns of any fork with threads
+batches = sampler.epoch(0)
+seen = [next(batches) for _ in range(3)]
+def go_on(name):
+    rest = list(batches)
+    for batch in seen + rest:
+        assert_equal_batches(batch, sampler[0, batch.index])
+    assert len(seen) + len(rest) == len(sampler) == len(list(sampler.epoch(1)))
+    os.write(1, name.encode() + b" ")  # in one piece, beside the other process's
+child = os.fork()
+if child == 0:
+    go_on("child")
+    sys.exit(0)
+go_on("parent")
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+        )
+    )
+    assert sorted(out.split()) == ["child", "parent"]
+
+
+def test_interpreter_exit_with_live_iterations():
+    out = finish(start("held = [sampler.epoch(e) for e in range(3)]; print(next(held[1]).index)"))
+    assert out == "0\n"
+
+
+def test_ctrl_c():
+    process = start(
+        """
+batches = 0
+try:
+    print("ready", flush=True)
+    while True:
+        for batch in sampler:
+            batches += 1
+except KeyboardInterrupt:
+    print(batches > 0, threads(), flush=True)
+del batch
+sampler.close()
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert finish(process).startswith("True")
+
+
+def test_kill_and_resume(tmp_path):
+    # The process writes its state, as a trainer does, and what it got; it is killed three times in mid-epoch.
+    script = """
+import json, pathlib
+state, log = pathlib.Path(sys.argv[2]), open(sys.argv[3], "a")
+if state.exists():
+    sampler.load_state_dict(json.loads(state.read_text()))
+while True:
+    for batch in sampler:
+        print(batch.epoch, batch.index, batch.groups.sum().item(), file=log, flush=True)
+        temporary = state.with_suffix(".new")
+        temporary.write_text(json.dumps(sampler.state_dict()))
+        temporary.replace(state)
+        time.sleep(0.002)
+"""
+    state, log = tmp_path / "state.json", tmp_path / "log.txt"
+    for delay in (0.25, 0.1, 0.31):
+        log.touch()
+        before = log.stat().st_size
+        process = start(script, str(state), str(log))
+        while log.stat().st_size == before:
+            time.sleep(0.01)
+            assert process.poll() is None
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    lines = [tuple(map(int, line.split())) for line in log.read_text().splitlines() if line.count(" ") == 2]
+    sampler = HybridSampler(make_tokens(), 16, seed=3)
+    steps = [epoch * len(sampler) + index for epoch, index, _ in lines]
+    assert steps[0] == 0
+    # Going on repeats at most the batch that was delivered but not yet in the saved state.
+    assert set(np.diff(steps)) <= {0, 1}
+    for epoch, index, total in lines[:: max(1, len(lines) // 50)]:
+        assert sampler[epoch, index].groups.sum() == total

@@ -15,25 +15,14 @@ constexpr std::size_t kAhead = 16;  // rows between a prefetch and its use
 
 void Memory::grow(std::size_t bytes) {
   if (bytes <= bytes_) return;
-  allocator_.release(data_);
-  data_ = nullptr;
+  std::free(data_);
   bytes_ = 0;
-  const std::size_t wanted =
-      bytes + bytes / 4;  // lengths vary: leave room, or every record length reallocates
-  if (allocator_.allocate(&data_, wanted, 0) != 0) throw std::bad_alloc();
-  bytes_ = wanted;
+  const std::size_t lines =
+      (bytes + bytes / 4) / 64 + 1;  // room to spare, or every record length reallocates
+  data_ = std::aligned_alloc(64, lines * 64);
+  if (!data_) throw std::bad_alloc();
+  bytes_ = lines * 64;
 }
-
-Batch::Batch(const Allocator& allocator)
-    : groups(allocator),
-      query_languages(allocator),
-      passage_languages(allocator),
-      mask_groups(allocator),
-      negative_rows(allocator),
-      flagged(allocator),
-      queries(allocator),
-      passages(allocator),
-      negatives(allocator) {}
 
 void Gatherer::check_files() const {
   for (const File& file : options_.files) {
@@ -65,6 +54,8 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
   auto* mask_groups = out.mask_groups.resize<std::int64_t>(rows);
   auto* flagged = out.flagged.resize<std::uint8_t>(rows);
   out.flagged_found = 0;
+  out.query_language_rows.assign(plan_.options().languages.size(), 0);
+  out.passage_language_rows.assign(plan_.options().languages.size(), 0);
   for (std::size_t i = 0; i < rows; ++i) {
     groups[i] = row[i].group;
     query_languages[i] = row[i].query;
@@ -72,6 +63,8 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
     mask_groups[i] = planned_.flagged.empty() ? row[i].group : planned_.mask_groups[first + i];
     flagged[i] = planned_.flagged.empty() ? 0 : planned_.flagged[first + i];
     out.flagged_found += flagged[i];
+    ++out.query_language_rows[row[i].query];
+    ++out.passage_language_rows[row[i].passage];
   }
   const Corpus& corpus = plan_.corpus();
   if (!corpus.token_ids) return;
@@ -165,6 +158,7 @@ void Gatherer::write(Texts& out) {
   }
   const std::size_t multiple = options_.pad_to_multiple_of;
   out.length = std::max<std::size_t>((out.length + multiple - 1) / multiple * multiple, 1);
+  out.padding = options_.flat ? 0 : out.texts * out.length - out.tokens;
   if (options_.flat) {
     options_.wide ? write_flat<std::int64_t>(out) : write_flat<std::int32_t>(out);
   } else {

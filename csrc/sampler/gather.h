@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <string>
 #include <vector>
@@ -11,20 +12,13 @@
 
 namespace hybridfast::sampler {
 
-// How arrays are allocated; CUDA's functions for page-locked memory have these shapes. Both return 0 on
-// success.
-struct Allocator {
-  int (*allocate)(void** memory, std::size_t bytes, unsigned flags) = nullptr;
-  int (*release)(void* memory) = nullptr;
-};
-
 // Memory that is kept, and only grows, from one batch to the next.
 class Memory {
  public:
-  explicit Memory(const Allocator& allocator) : allocator_(allocator) {}
+  Memory() = default;
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  ~Memory() { allocator_.release(data_); }
+  ~Memory() { std::free(data_); }
 
   // At least `count` of T; what was there before is lost.
   template <class T>
@@ -40,27 +34,24 @@ class Memory {
  private:
   void grow(std::size_t bytes);
 
-  Allocator allocator_;
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
 
 struct Texts {
-  explicit Texts(const Allocator& allocator) : ids(allocator), mask(allocator) {}
-
-  std::size_t texts = 0, length = 0, tokens = 0;  // length: of the padded rows
-  Memory ids;                                     // padded: texts x length; flat: tokens
-  Memory mask;  // padded: 1 for tokens, 0 for padding; flat: each text's first token
+  std::size_t texts = 0, tokens = 0;
+  std::size_t length = 0, padding = 0;  // of the padded rows, and the places there without a token
+  Memory ids;                           // padded: texts x length; flat: tokens
+  Memory mask;                          // padded: 1 for tokens, 0 for padding; flat: each text's first token
 };
 
 struct Batch {
-  explicit Batch(const Allocator& allocator);
-
   std::uint32_t epoch = 0, index = 0;
   Mode mode = Mode::kMono;
   std::size_t rows = 0, negatives_found = 0, flagged_found = 0;
   Memory groups, query_languages, passage_languages, mask_groups, negative_rows;  // int64
   Memory flagged;                                                                 // uint8
+  std::vector<std::uint32_t> query_language_rows, passage_language_rows;          // of each language
   Texts queries, passages, negatives;
   std::exception_ptr error;  // set in place of all else where building failed
 };
@@ -78,7 +69,6 @@ struct GatherOptions {
   bool wide = true;  // int64 token ids; else int32
   std::uint32_t pad_to_multiple_of = 1;
   std::vector<File> files;
-  Allocator allocator;
 };
 
 // Builds batches; one per thread.

@@ -8,6 +8,8 @@
 // to look random, and a Fisher-Yates table fits into a few kilobytes.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -44,13 +46,26 @@ class Permutation {
       for (std::uint32_t i = 0; i < count; ++i) out[i] = table_[first + i];
       return;
     }
-    for (std::uint32_t i = 0; i < count; ++i) out[i] = feistel(first + i);
+    for (std::uint32_t done = 0; done < count; done += kLanes) {
+      Lanes left, right;
+      std::uint32_t l = (first + done) / right_, r = (first + done) % right_;
+      for (std::uint32_t i = 0; i < kLanes; ++i) {
+        left[i] = l, right[i] = r;
+        if (++r == right_) r = 0, ++l;
+      }
+      rounds(left, right);
+      for (std::uint32_t i = 0; i < std::min(kLanes, count - done); ++i)
+        out[done + i] = left[i] * right_ + right[i];
+    }
     for (std::uint32_t i = 0; i < count; ++i) {
-      while (out[i] >= n_) out[i] = feistel(out[i]);
+      while (out[i] >= n_) out[i] = walk(out[i]);
     }
   }
 
  private:
+  static constexpr std::uint32_t kLanes = 32;  // side by side, for the compiler to vectorise
+  using Lanes = std::array<std::uint32_t, kLanes>;
+
   static std::uint32_t mix(std::uint32_t x) {
     x *= 0x85EBCA6B;
     x ^= x >> 13;
@@ -58,16 +73,26 @@ class Permutation {
     return x ^ (x >> 16);
   }
 
-  // a * b may exceed 2^32 - 1 only for n above it; n is a count of groups, which are 32-bit signed.
-  std::uint32_t feistel(std::uint32_t x) const {
-    std::uint32_t left = x / right_, right = x % right_;
+  // to + f, modulo `size`; both are below it, and it is below 2^31.
+  static std::uint32_t add(std::uint32_t to, std::uint32_t from, std::uint32_t key, std::uint32_t size) {
+    const std::uint32_t sum = to + scale(mix(from ^ key), size);
+    return sum >= size ? sum - size : sum;
+  }
+
+  template <class Halves>
+  void rounds(Halves& left, Halves& right) const {
+    const auto keys = keys_;  // copies, which the stores to the halves cannot change
+    const std::uint32_t a = left_, b = right_;
     for (int round = 0; round < kRounds; round += 2) {
-      left += scale(mix(right ^ keys_[round]), left_);
-      left -= left >= left_ ? left_ : 0;
-      right += scale(mix(left ^ keys_[round + 1]), right_);
-      right -= right >= right_ ? right_ : 0;
+      for (std::size_t i = 0; i < left.size(); ++i) left[i] = add(left[i], right[i], keys[round], a);
+      for (std::size_t i = 0; i < left.size(); ++i) right[i] = add(right[i], left[i], keys[round + 1], b);
     }
-    return left * right_ + right;
+  }
+
+  std::uint32_t walk(std::uint32_t x) const {
+    std::array<std::uint32_t, 1> left{x / right_}, right{x % right_};
+    rounds(left, right);
+    return left[0] * right_ + right[0];
   }
 
   std::uint32_t n_, left_ = 0, right_ = 0;

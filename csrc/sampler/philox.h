@@ -24,6 +24,35 @@ inline Counter philox(Counter counter, std::uint64_t seed) {
   return counter;
 }
 
+// philox of (a, b, first + i, high) for i below kLanes, words[w][i]; side by side, for the compiler to
+// vectorise.
+constexpr std::uint32_t kPhiloxLanes = 16;
+using PhiloxLanes = std::array<std::array<std::uint32_t, kPhiloxLanes>, 4>;
+
+inline PhiloxLanes philox_lanes(std::uint32_t a, std::uint32_t b, std::uint64_t first, std::uint64_t seed) {
+  PhiloxLanes c;
+  for (std::uint32_t i = 0; i < kPhiloxLanes; ++i) {
+    c[0][i] = a, c[1][i] = b;
+    c[2][i] = static_cast<std::uint32_t>(first + i);
+    c[3][i] = static_cast<std::uint32_t>((first + i) >> 32);
+  }
+  auto key0 = static_cast<std::uint32_t>(seed);
+  auto key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (std::uint32_t i = 0; i < kPhiloxLanes; ++i) {
+      const std::uint64_t x = std::uint64_t{0xD2511F53} * c[0][i];
+      const std::uint64_t y = std::uint64_t{0xCD9E8D57} * c[2][i];
+      c[0][i] = static_cast<std::uint32_t>(y >> 32) ^ c[1][i] ^ key0;
+      c[1][i] = static_cast<std::uint32_t>(y);
+      c[2][i] = static_cast<std::uint32_t>(x >> 32) ^ c[3][i] ^ key1;
+      c[3][i] = static_cast<std::uint32_t>(x);
+    }
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+  return c;
+}
+
 // [0, n) from 32 random bits; a value's probability is off by less than n / 2^32 of itself.
 inline std::uint32_t scale(std::uint32_t bits, std::uint32_t n) {
   return static_cast<std::uint32_t>((std::uint64_t{bits} * n) >> 32);

@@ -27,12 +27,11 @@ void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount = 1) {
 }  // namespace
 
 Pipeline::Pipeline(std::function<Build()> make_build, std::uint32_t first, std::uint32_t end,
-                   std::size_t threads, std::size_t prefetch, const Allocator& allocator,
-                   std::shared_ptr<BatchPool> pool, std::shared_ptr<Stats> stats)
+                   std::size_t threads, std::size_t prefetch, std::shared_ptr<BatchPool> pool,
+                   std::shared_ptr<Stats> stats)
     : make_build_(std::move(make_build)),
       first_(first),
       tickets_(end > first ? end - first : 0),
-      allocator_(allocator),
       pool_(std::move(pool)),
       stats_(std::move(stats)),
       forks_(forks()),
@@ -79,7 +78,7 @@ bool Pipeline::workers_live() const {
 
 std::unique_ptr<Batch> Pipeline::spare() {
   auto batch = pool_->get();
-  return batch ? std::move(batch) : std::make_unique<Batch>(allocator_);
+  return batch ? std::move(batch) : std::make_unique<Batch>();
 }
 
 // Leaves either a built batch or its error.
@@ -139,13 +138,27 @@ std::shared_ptr<Batch> Pipeline::next() {
     add(stats_->wait_ns, static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - start).count()));
   }
   taken_.raise();
-  add(stats_->batches);
   if (batch->error) {
     const std::exception_ptr error = std::exchange(batch->error, nullptr);
     pool_->put(std::move(batch));
     std::rethrow_exception(error);
   }
+  count(*batch);
   return {batch.release(), [pool = pool_](Batch* returned) { pool->put(std::unique_ptr<Batch>(returned)); }};
+}
+
+void Pipeline::count(const Batch& batch) {
+  add(stats_->batches);
+  add(stats_->modes[static_cast<std::size_t>(batch.mode)]);
+  add(stats_->flagged, batch.flagged_found);
+  for (const Texts* texts : {&batch.queries, &batch.passages, &batch.negatives}) {
+    add(stats_->tokens, texts->tokens);
+    add(stats_->padding, texts->padding);
+  }
+  for (std::size_t l = 0; l < batch.query_language_rows.size(); ++l) {
+    add(stats_->query_languages[l], batch.query_language_rows[l]);
+    add(stats_->passage_languages[l], batch.passage_language_rows[l]);
+  }
 }
 
 // A batch nobody has begun is the consumer's; for one in progress it waits, but not for long.

@@ -30,14 +30,21 @@
 
 namespace hybridfast::sampler {
 
-// Counts of all of a sampler's pipelines. Written by consumers only, except `discarded`.
+// Counts of all of a sampler's pipelines.
 struct Stats {
-  std::atomic<std::uint64_t> batches{0};    // delivered
-  std::atomic<std::uint64_t> helped{0};     // of them, built by the consumer
-  std::atomic<std::uint64_t> late{0};       // of them, not ready when asked for
-  std::atomic<std::uint64_t> waits{0};      // times the consumer slept
-  std::atomic<std::uint64_t> wait_ns{0};    // from asking for a late batch to having it
-  std::atomic<std::uint64_t> discarded{0};  // built twice
+  using Count = std::atomic<std::uint64_t>;
+  explicit Stats(std::size_t languages) : query_languages(languages), passage_languages(languages) {}
+
+  Count batches{0};    // delivered
+  Count helped{0};     // of them, built by the consumer
+  Count late{0};       // of them, not ready when asked for
+  Count waits{0};      // times the consumer slept
+  Count wait_ns{0};    // from asking for a late batch to having it
+  Count discarded{0};  // built twice
+  Count flagged{0};    // rows
+  Count tokens{0}, padding{0};
+  Count modes[3] = {};                                    // batches of each Mode
+  std::vector<Count> query_languages, passage_languages;  // rows
 };
 
 using BatchPool = Pool<Batch>;
@@ -48,8 +55,7 @@ class Pipeline {
 
   // Delivers batches first .. end - 1. `make_build` is called once for each thread, in that thread.
   Pipeline(std::function<Build()> make_build, std::uint32_t first, std::uint32_t end, std::size_t threads,
-           std::size_t prefetch, const Allocator& allocator, std::shared_ptr<BatchPool> pool,
-           std::shared_ptr<Stats> stats);
+           std::size_t prefetch, std::shared_ptr<BatchPool> pool, std::shared_ptr<Stats> stats);
   ~Pipeline();
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
@@ -67,13 +73,13 @@ class Pipeline {
   std::unique_ptr<Batch> spare();
   void run(Build& build, std::uint64_t ticket, Batch& batch);
   std::unique_ptr<Batch> late(std::uint64_t ticket);
+  void count(const Batch& batch);
   std::unique_ptr<Batch> build_here(std::uint64_t ticket);
   bool wait_published(std::uint64_t ticket);
   bool workers_live() const;
 
   const std::function<Build()> make_build_;
   const std::uint64_t first_, tickets_;
-  const Allocator allocator_;
   const std::shared_ptr<BatchPool> pool_;
   const std::shared_ptr<Stats> stats_;
   const std::uint64_t forks_;  // of this process before it was made: a fork leaves the workers behind

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -110,6 +111,9 @@ void Plan::find_languages() {
     if (present >= needed) bitmaps_[count].set(place);
   }
   complete_ = true;
+  const auto& weights = options_.language_weights;
+  equal_language_weights_ =
+      std::adjacent_find(weights.begin(), weights.end(), std::not_equal_to()) == weights.end();
   for (auto& bitmap : bitmaps_) bitmap.index();
   for (std::uint32_t language = 0; language < count; ++language) {
     coverage_.push_back(bitmaps_[language].count());
@@ -271,7 +275,7 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
 }
 
 void Planner::Table::reset(std::size_t keys) {
-  const std::size_t size = std::bit_ceil(2 * keys + 2);
+  const std::size_t size = std::bit_ceil(keys + keys / 2 + 2);
   slots.assign(size, {0, 0});
   mask = size - 1;
   value_of_zero = 0;
@@ -320,7 +324,7 @@ void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& 
     Random random(options.seed, word(Purpose::kShuffle), schedule.epoch(), index);
     shuffle(rows, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(out.rows[i], out.rows[j]); });
   }
-  if (crowded) flag(out);
+  if (crowded) flag(out, groups_meet);
 }
 
 void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
@@ -335,7 +339,7 @@ void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
     several |= out.rows[i].query != out.rows[0].query;
   }
   out.mode = cross ? Mode::kCross : several ? Mode::kSame : Mode::kMono;
-  if (plan_.options().dedup != Dedup::kNone) flag(out);
+  if (plan_.options().dedup != Dedup::kNone) flag(out, true);
 }
 
 const Permutation& Planner::order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass) {
@@ -421,7 +425,10 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
     return i;
   };
   if (plan_.complete()) find(0);
+  PhiloxLanes words;
   for (std::uint32_t i = 0; i < count; ++i) {
+    const std::uint32_t lane = i % kPhiloxLanes;
+    if (lane == 0) words = philox_lanes(word(Purpose::kLanguages, cell.id), epoch, from + i, options.seed);
     if (!plan_.complete()) {
       if (i + kAhead < count) {
         __builtin_prefetch(
@@ -429,23 +436,23 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
       }
       find(out[i].group);
     }
-    const std::uint64_t position = from + i;
-    const Counter words =
-        philox({word(Purpose::kLanguages, cell.id), epoch, static_cast<std::uint32_t>(position),
-                static_cast<std::uint32_t>(position >> 32)},
-               options.seed);
-    const std::uint32_t q = draw(unit(words[0], words[1]));
-    out[i].query = out[i].passage = present[q];
-    if (stream.mode == Mode::kSame) continue;
-    // The passage's, among the others: take the query's away, draw, and put it back.
-    const double weight = std::exchange(weights[q], 0.0);
-    total -= weight;
-    std::uint32_t p = draw(unit(words[2], words[3]));
-    if (p == q)
-      p = q + 1 < found ? q + 1 : q - 1;  // rounding at the very end of [0, 1), or no weight beside q's
-    out[i].passage = present[p];
-    weights[q] = weight;
-    total += weight;
+    std::uint32_t q, p;
+    if (plan_.equal_language_weights()) {
+      q = scale(words[0][lane], found);
+      p = scale(words[2][lane], found - 1);
+      p += p >= q;
+    } else {
+      q = draw(unit(words[0][lane], words[1][lane]));
+      // The passage's among the others: take the query's weight away, draw, and put it back.
+      const double weight = std::exchange(weights[q], 0.0);
+      total -= weight;
+      p = draw(unit(words[2][lane], words[3][lane]));
+      if (p == q && q > 0) --p;  // where x is within rounding of 1
+      weights[q] = weight;
+      total += weight;
+    }
+    out[i].query = present[q];
+    out[i].passage = present[stream.mode == Mode::kSame ? q : p];
   }
 }
 
@@ -525,50 +532,59 @@ void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_me
     if (texts) use(table_[text_keys_[i]]);
     if (groups_meet) use(table_[group_key(window.rows[i].group)]);
   };
+  const auto prefetch = [&](std::size_t i) {
+    if (texts) table_.prefetch(text_keys_[i]);
+    if (groups_meet) table_.prefetch(group_key(window.rows[i].group));
+  };
   const auto rows_in = [](std::uint64_t counts, std::size_t batch) { return counts >> (4 * batch) & 15; };
+  const auto one = [](std::uint64_t counts, std::size_t batch) {
+    return std::uint64_t{(counts >> (4 * batch) & 15) < 15} << (4 * batch);
+  };
   const auto enter = [&](std::size_t i, std::size_t batch) {
-    for_keys(i, [&](std::uint64_t& counts) {
-      counts += rows_in(counts, batch) < 15 ? std::uint64_t{1} << (4 * batch) : 0;
-    });
+    for_keys(i, [&](std::uint64_t& counts) { counts += one(counts, batch); });
   };
   const auto leave = [&](std::size_t i, std::size_t batch) {
-    for_keys(i, [&](std::uint64_t& counts) {
-      counts -= rows_in(counts, batch) < 15 ? std::uint64_t{1} << (4 * batch) : 0;
-    });
-  };
-  const auto most_in = [&](std::size_t i, std::size_t batch) {
-    std::uint64_t most = 0;
-    for_keys(i, [&](std::uint64_t counts) { most = std::max(most, rows_in(counts, batch)); });
-    return most;
+    for_keys(i, [&](std::uint64_t& counts) { counts -= one(counts, batch); });
   };
 
   std::vector<std::uint32_t>& duplicates = elements_;
   duplicates.clear();
   for (std::size_t i = 0; i < count; ++i) {
-    if (texts && i + kAhead < count) table_.prefetch(text_keys_[i + kAhead]);
+    if (i + kAhead < count) prefetch(i + kAhead);
     const std::size_t home = i / rows;
-    bool duplicate = false;
+    std::uint64_t before = 0;
     for_keys(i, [&](std::uint64_t& counts) {
-      const std::uint64_t before = rows_in(counts, home);
-      duplicate |= before != 0;
-      counts += before < 15 ? std::uint64_t{1} << (4 * home) : 0;
+      before |= rows_in(counts, home);
+      counts += one(counts, home);
     });
-    if (duplicate) duplicates.push_back(static_cast<std::uint32_t>(i));
+    if (before) duplicates.push_back(static_cast<std::uint32_t>(i));
   }
 
+  // The batches that hold one of row i's keys, as the lowest bits of their counts.
+  const std::uint64_t lowest = 0x1111111111111111 >> (4 * (kMaxWindow - span));
+  const auto where = [&](std::size_t i) {
+    std::uint64_t held = 0;
+    for_keys(i, [&](std::uint64_t counts) { held |= counts; });
+    held |= held >> 2;
+    return (held | held >> 1) & lowest;
+  };
   Random random(options.seed, word(Purpose::kPartner, window.stream), window.epoch, window.first);
-  for (const std::uint32_t i : duplicates) {
-    const std::size_t home = i / rows;
-    if (most_in(i, home) == 1) continue;  // its like has left
-    std::uint32_t free[kMaxWindow], found = 0;
-    for (std::uint32_t batch = 0; batch < span; ++batch) {
-      if (most_in(i, batch) == 0) free[found++] = batch;
-    }
+  for (std::size_t d = 0; d < duplicates.size(); ++d) {
+    if (d + kAhead < duplicates.size()) prefetch(duplicates[d + kAhead]);
+    const std::size_t i = duplicates[d], home = i / rows;
+    std::uint64_t most = 0;
+    for_keys(i, [&](std::uint64_t counts) { most = std::max(most, rows_in(counts, home)); });
+    if (most == 1) continue;  // its like has left
+    const std::uint64_t free = lowest & ~where(i);
     bool placed = false;
-    for (std::uint32_t attempt = 0; found && !placed && attempt < kTries; ++attempt) {
-      const std::size_t batch = free[random.below(found)];
+    for (std::uint32_t attempt = 0; free && !placed && attempt < kTries; ++attempt) {
+      std::uint64_t choices = free;
+      for (auto skip = random.below(static_cast<std::uint32_t>(std::popcount(free))); skip; --skip) {
+        choices &= choices - 1;
+      }
+      const auto batch = static_cast<std::size_t>(std::countr_zero(choices)) / 4;
       const std::size_t other = batch * rows + random.below(static_cast<std::uint32_t>(rows));
-      if (most_in(other, home)) continue;
+      if (where(other) >> (4 * home) & 1) continue;
       leave(i, home), leave(other, batch);
       enter(i, batch), enter(other, home);
       std::swap(window.rows[i], window.rows[other]);
@@ -580,11 +596,11 @@ void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_me
 }
 
 // Flags the rows that repeat an earlier row's group or passage, and gives them its mask group.
-void Planner::flag(PlannedBatch& batch) {
+void Planner::flag(PlannedBatch& batch, bool groups_meet) {
   const bool texts = plan_.options().dedup == Dedup::kText;
   const std::size_t rows = batch.rows.size();
   if (texts) text_keys(batch.rows.data(), rows);
-  table_.reset(2 * rows);
+  table_.reset(rows * (texts + groups_meet));
   batch.mask_groups.resize(rows);
   batch.flagged.assign(rows, 0);
   for (std::size_t i = 0; i < rows; ++i) {
@@ -598,8 +614,9 @@ void Planner::flag(PlannedBatch& batch) {
         earlier = i + 1;
       }
     };
+    if (texts && i + kAhead < rows) table_.prefetch(text_keys_[i + kAhead]);
     if (texts) meet(text_keys_[i]);
-    meet(group_key(batch.rows[i].group));
+    if (groups_meet) meet(group_key(batch.rows[i].group));
     batch.mask_groups[i] = mask_group;
   }
 }

@@ -143,6 +143,7 @@ class Plan {
     return corpus_.version_GL[std::size_t{group} * corpus_.languages + options_.languages[language]];
   }
   bool complete() const { return complete_; }  // every group exists in every language
+  bool equal_language_weights() const { return equal_language_weights_; }
 
  private:
   void order_by_source();
@@ -156,7 +157,7 @@ class Plan {
   Corpus corpus_;
   Options options_;
   std::uint32_t batches_ = 0;
-  bool complete_ = false;
+  bool complete_ = false, equal_language_weights_ = false;
   std::vector<std::uint32_t> order_;         // groups by source; empty where they already are
   std::vector<std::uint32_t> source_first_;  // first place of each source, and the end
   std::vector<std::uint32_t> coverage_;
@@ -227,7 +228,7 @@ class Planner {
   void sort_by_length(Window& window, std::uint32_t span);
   void part_duplicates(Window& window, std::uint32_t span, bool groups_meet);
   void text_keys(const Row* rows, std::size_t count);
-  void flag(PlannedBatch& batch);
+  void flag(PlannedBatch& batch, bool groups_meet);
 
   const Plan& plan_;
   std::vector<Window> windows_;
