@@ -14,6 +14,8 @@ def info_nce(
     margin: float,
     normalize: bool,
     in_batch: bool,
+    group_positives: bool,
+    bidirectional: bool,
     losses: npt.NDArray[np.float32],
     weights: npt.NDArray[np.float32] | None,
     query_grads: npt.NDArray[np.float32] | None,

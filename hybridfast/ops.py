@@ -76,9 +76,7 @@ class Problem(NamedTuple):
             return f"inputs of {self.queries.dtype}"
         if self.compute_dtype not in (None, torch.float32):
             return f"compute_dtype={self.compute_dtype}"
-        if self.positives != "target":
-            return f"positives={self.positives!r}"
-        return "bidirectional=True" if self.bidirectional else None
+        return None
 
 
 def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients]:
@@ -118,6 +116,8 @@ def _run_native(
         problem.margin,
         problem.normalize,
         problem.in_batch,
+        problem.positives == "groups",
+        problem.bidirectional,
         losses.numpy(),
         None if weights is None else weights.detach().float().contiguous().numpy(),
         None if query_grads is None else query_grads.numpy(),

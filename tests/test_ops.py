@@ -108,7 +108,7 @@ def native(q, p, targets, threads, groups=None):
     weights = np.full(len(q), 1 / len(q), dtype=np.float32)
     query_groups, passage_groups = groups or (None, None)
     temperature_grad = _core.info_nce(
-        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True,
+        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True, False, True,
         losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
     )  # fmt: skip
     return losses, query_grads, passage_grads, torch.tensor(temperature_grad)

@@ -6,9 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "simd/tile.h"
 
 namespace {
+
+using hybridfast::simd::Operands;
 
 constexpr std::size_t kLanes = HYBRIDFAST_VECTOR_BYTES / sizeof(float);
 constexpr std::size_t kRows = HYBRIDFAST_ROWS;        // queries in a register block
@@ -51,21 +57,33 @@ void score_tile(const float* query_panel, const float* passage_panel, std::size_
       *reinterpret_cast<VectorU*>(scores + r * stride + v * kLanes) = sums[r][v];
 }
 
-template <std::size_t Rows>
-void multiply_rows(const hybridfast::simd::Operand& scalars, const float* panel, float* out,
-                   std::size_t stride, bool add) {
+// One step of a sum: a float times floats, or a pair of bfloat16 times pairs.
+template <bool Pairs>
+Vector step(Vector sum, float scalar, Vector vector) {
+#ifdef __AVX512BF16__
+  if constexpr (Pairs)
+    return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     reinterpret_cast<__m512bh>(splat(scalar)),
+                                                     reinterpret_cast<__m512bh>(vector)));
+#endif
+  return sum + scalar * vector;
+}
+
+template <bool Pairs, std::size_t Rows>
+void multiply_rows(const Operands& operands, float* out, std::size_t stride, bool add) {
   Vector sums[Rows][kVectors];  // cleared by loops: an initialiser would be a memset on the stack
   for (std::size_t r = 0; r < Rows; ++r)
     for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = splat(0.0f);
-  const std::size_t row = scalars.row, step = scalars.step;
-  for (std::size_t o = 0; o < scalars.blocks; ++o) {
-    const float* scalar = scalars.data + o * scalars.block;
-    for (std::size_t k = 0; k < scalars.depth; ++k, scalar += step, panel += kColumns) {
+  const std::size_t row = operands.row;
+  for (std::size_t o = 0; o < operands.blocks; ++o) {
+    const float* scalars = operands.scalars + o * operands.block;
+    const float* panel = operands.panel + o * operands.panel_block;
+    for (std::size_t k = 0; k < operands.depth; ++k, scalars += operands.step, panel += kColumns) {
       Vector vectors[kVectors];
       for (std::size_t v = 0; v < kVectors; ++v) vectors[v] = load(panel + v * kLanes);
       for (std::size_t r = 0; r < Rows; ++r) {
-        const float factor = scalar[r * row];
-        for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] += factor * vectors[v];
+        const float scalar = scalars[r * row];
+        for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = step<Pairs>(sums[r][v], scalar, vectors[v]);
       }
     }
   }
@@ -76,21 +94,20 @@ void multiply_rows(const hybridfast::simd::Operand& scalars, const float* panel,
     }
 }
 
-template <std::size_t Rows>
-void multiply_tail(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count,
-                   float* out, std::size_t stride, bool add) {
+template <bool Pairs, std::size_t Rows>
+void multiply_rest(const Operands& operands, std::size_t count, float* out, std::size_t stride, bool add) {
   if (count == Rows)
-    multiply_rows<Rows>(scalars, panel, out, stride, add);
+    multiply_rows<Pairs, Rows>(operands, out, stride, add);
   else if constexpr (Rows > 1)
-    multiply_tail<Rows - 1>(scalars, panel, count, out, stride, add);
+    multiply_rest<Pairs, Rows - 1>(operands, count, out, stride, add);
 }
 
-void multiply(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count, float* out,
-              std::size_t stride, bool add) {
-  hybridfast::simd::Operand rest = scalars;
-  for (; count >= kRows; count -= kRows, rest.data += kRows * scalars.row, out += kRows * stride)
-    multiply_rows<kRows>(rest, panel, out, stride, add);
-  if (count > 0) multiply_tail<kRows - 1>(rest, panel, count, out, stride, add);
+template <bool Pairs>
+void multiply(const Operands& operands, std::size_t count, float* out, std::size_t stride, bool add) {
+  Operands rest = operands;
+  for (; count >= kRows; count -= kRows, rest.scalars += kRows * operands.row, out += kRows * stride)
+    multiply_rows<Pairs, kRows>(rest, out, stride, add);
+  if (count > 0) multiply_rest<Pairs, kRows - 1>(rest, count, out, stride, add);
 }
 
 // exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial. Results
@@ -156,6 +173,42 @@ void rescale(float* tile, std::size_t count, const float* scale, const float* ma
       float* place = tile + j * kColumns + v;
       store(place, load(place) * factor * scale[j]);
     }
+  }
+}
+
+void weigh(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
+           const float* row_shift, const float* row_weight) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    const Vector shifts = load(shift + v), weights = load(weight + v);
+    for (std::size_t j = 0; j < count; ++j) {
+      float* place = tile + j * kColumns + v;
+      const Vector logit = load(place);
+      const Vector sum =
+          weights * exp_nonpositive(logit - shifts) + row_weight[j] * exp_nonpositive(logit - row_shift[j]);
+      store(place, sum * scale[j]);
+    }
+  }
+}
+
+void add_rows(const float* tile, std::size_t count, std::size_t columns, float* max, float* sum) {
+  for (std::size_t j = 0; j < count; ++j) {
+    float padded[kColumns];
+    for (std::size_t c = 0; c < kColumns; ++c)
+      padded[c] = c < columns ? tile[j * kColumns + c] : kMinusInfinity;
+    Vector tops = load(padded);
+    for (std::size_t v = kLanes; v < kColumns; v += kLanes) {
+      const Vector value = load(padded + v);
+      tops = value > tops ? value : tops;
+    }
+    float top = max[j];
+    for (std::size_t c = 0; c < kLanes; ++c) top = tops[c] > top ? tops[c] : top;
+    const float shift = top == kMinusInfinity ? 0.0f : top;
+    Vector total = splat(0.0f);
+    for (std::size_t v = 0; v < kColumns; v += kLanes) total += exp_nonpositive(load(padded + v) - shift);
+    float add = 0.0f;
+    for (std::size_t c = 0; c < kLanes; ++c) add += total[c];
+    sum[j] = sum[j] * exp_nonpositive(splat(max[j] - shift))[0] + add;
+    max[j] = top;
   }
 }
 
