@@ -33,7 +33,7 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
                         const std::optional<Array<std::int32_t>>& query_groups,
                         const std::optional<Array<std::int32_t>>& passage_groups, double margin,
                         bool normalize, bool in_batch, bool group_positives, bool bidirectional,
-                        Array<float>& losses, const std::optional<Array<float>>& weights,
+                        bool bfloat16, Array<float>& losses, const std::optional<Array<float>>& weights,
                         std::optional<Array<float>>& query_grads, std::optional<Array<float>>& passage_grads,
                         int threads) {
   if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
@@ -70,7 +70,8 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
                                normalize,
                                in_batch,
                                group_positives,
-                               bidirectional};
+                               bidirectional,
+                               bfloat16};
   double temperature_grad = 0;
   const InfoNceGradients gradients{weights ? weights->data() : nullptr, data_or_null(query_grads),
                                    data_or_null(passage_grads), &temperature_grad};
@@ -88,7 +89,7 @@ void register_infonce(py::module_& module) {
   module.def("info_nce", &info_nce_binding, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
              py::arg("temperature"), py::arg("targets").noconvert(), py::arg("query_groups").noconvert(),
              py::arg("passage_groups").noconvert(), py::arg("margin"), py::arg("normalize"),
-             py::arg("in_batch"), py::arg("group_positives"), py::arg("bidirectional"),
+             py::arg("in_batch"), py::arg("group_positives"), py::arg("bidirectional"), py::arg("bfloat16"),
              py::arg("losses").noconvert(), py::arg("weights").noconvert(),
              py::arg("query_grads").noconvert(), py::arg("passage_grads").noconvert(), py::arg("threads"));
 }

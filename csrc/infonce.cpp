@@ -106,6 +106,9 @@ class InfoNce {
         threads_(threads),
         kernels_(simd::kernels()),
         lanes_(kernels_.columns),
+        pairs_(problem.bfloat16 && kernels_.multiply_pairs),
+        multiply_(pairs_ ? kernels_.multiply_pairs : kernels_.multiply),
+        units_(pairs_ ? blocks_of(problem.dim, 2) : problem.dim),
         chunk_(problem.passages < 4096 ? 48 : 240),
         chunks_(blocks_of(problem.passages, chunk_)),
         dim_panels_(blocks_of(problem.dim, lanes_)),
@@ -124,7 +127,7 @@ class InfoNce {
     block_ = panels_ * lanes_;
     norm_.resize(block_);
     groups_.resize(block_);
-    packed_.resize(panels_ * problem.dim * lanes_);
+    packed_.resize(panels_ * units_ * lanes_);
     tile_.reset(new float[panels_ * slab_ * chunk_ * lanes_]);
     chunk_max_.resize(panels_ * chunks_ * lanes_);
     chunk_sum_.resize(panels_ * chunks_ * lanes_);
@@ -136,7 +139,7 @@ class InfoNce {
     column_shift_.assign(problem.passages, kInfinity);
     column_weight_.resize(problem.passages);
     if (!gradients) return;
-    rows_.resize(dim_panels_ * block_ * lanes_);
+    rows_.resize(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
     query_sums_.resize(panels_ * problem.dim * lanes_);
     along_.resize(block_);
   }
@@ -181,6 +184,7 @@ class InfoNce {
   float* tile(std::size_t panel, std::size_t passage) {
     return &tile_[(panel * slab_ * chunk_ + passage - slab_first_ * chunk_) * lanes_];
   }
+  const float* query(std::size_t i) const { return problem_.query_rows + i * problem_.dim; }
   const float* passage(std::size_t j) const { return problem_.passage_rows + j * problem_.dim; }
 
   template <typename Body>
@@ -214,31 +218,50 @@ class InfoNce {
   // Lays a panel's unit queries out twice: as dim x lanes for the scores and, in rows_, as panels of dim for
   // the passage gradients. Lanes beyond the last query hold zeros and weigh nothing.
   void pack_queries(std::size_t panel) {
-    float* packed = &packed_[panel * problem_.dim * lanes_];
-    for (std::size_t lane = 0; lane < lanes_; ++lane) {
-      const std::size_t slot = panel * lanes_ + lane;
-      const bool used = slot < size_;
-      const float* row = problem_.query_rows + (first_ + (used ? slot : 0)) * problem_.dim;
-      const float norm = used ? inverse_norm(row, problem_.dim, problem_.normalize) : 0.0f;
-      norm_[slot] = norm;
-      if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
-      for (std::size_t d = 0; d < problem_.dim; ++d) packed[d * lanes_ + lane] = used ? row[d] * norm : 0.0f;
+    const std::size_t width = dim_panels_ * lanes_;
+    std::vector<float> units(2 * width + lanes_ * units_);
+    float* pairs = &units[2 * width];
+    for (std::size_t slot = panel * lanes_; slot < (panel + 1) * lanes_; ++slot) {
+      float* unit = &units[slot % 2 * width];
+      norm_[slot] = 0.0f;
+      if (slot < size_) {
+        const float* row = query(first_ + slot);
+        norm_[slot] = inverse_norm(row, problem_.dim, problem_.normalize);
+        for (std::size_t d = 0; d < problem_.dim; ++d) unit[d] = row[d] * norm_[slot];
+      } else {
+        std::fill(unit, unit + width, 0.0f);
+      }
+      if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + std::min(slot, size_ - 1)];
+      const float* column = unit;
+      if (pairs_) {
+        kernels_.pair_neighbours(unit, problem_.dim, pairs);
+        column = pairs;
+      }
+      float* packed = &packed_[panel * units_ * lanes_ + slot % lanes_];
+      for (std::size_t d = 0; d < units_; ++d) packed[d * lanes_] = column[d];
       if (!gradients_) continue;
       for (std::size_t p = 0; p < dim_panels_; ++p) {
-        float* out = &rows_[(p * block_ + slot) * lanes_];
-        for (std::size_t c = 0; c < lanes_; ++c) {
-          const std::size_t d = p * lanes_ + c;
-          out[c] = used && d < problem_.dim ? row[d] * norm : 0.0f;
-        }
+        if (!pairs_)
+          std::copy_n(unit + p * lanes_, lanes_, &rows_[(p * block_ + slot) * lanes_]);
+        else if (slot % 2 == 1)
+          kernels_.pair_rows(&units[p * lanes_], unit + p * lanes_, lanes_,
+                             &rows_[(p * block_ + slot) / 2 * lanes_]);
       }
     }
   }
 
+  // A chunk's passages as scalars for the scores; `store` keeps what had to be converted.
+  const float* score_operand(std::size_t first, std::size_t count, std::vector<float>& store) const {
+    if (!pairs_) return passage(first);
+    store.resize(count * units_);
+    for (std::size_t j = 0; j < count; ++j)
+      kernels_.pair_neighbours(passage(first + j), problem_.dim, &store[j * units_]);
+    return store.data();
+  }
+
   // The logits of a chunk's negatives; -inf elsewhere. Leaves those of the positives in pair_.
-  void score(std::size_t panel, std::size_t first, std::size_t count, float* logits) {
-    const Operands operands{passage(first), problem_.dim, 1, &packed_[panel * problem_.dim * lanes_],
-                            problem_.dim};
-    kernels_.multiply(operands, count, logits, lanes_, false);
+  void score(std::size_t panel, std::size_t first, std::size_t count, const float* passages, float* logits) {
+    multiply_({passages, units_, 1, &packed_[panel * units_ * lanes_], units_}, count, logits, lanes_, false);
     const double margin = problem_.margin / problem_.temperature;
     visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
       pair_[pair] = static_cast<float>(logits[(j - first) * lanes_ + lane] * scale_[j] - margin);
@@ -260,9 +283,11 @@ class InfoNce {
   // Leaves exp(logit - the chunk's maximum) in the tiles.
   void sum_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    std::vector<float> store;
+    const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       float* logits = tile(panel, first);
-      score(panel, first, count, logits);
+      score(panel, first, count, passages, logits);
       if (problem_.bidirectional)
         kernels_.add_rows(logits, count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
                           &column_sum_[first]);
@@ -284,28 +309,29 @@ class InfoNce {
         const double part = sum[c * lanes_ + lane];
         if (part != 0) total += part * std::exp(max[c * lanes_ + lane] - top);
       }
-      close_row(first_ + panel * lanes_ + lane, top + std::log(total));
+      close_row(first_ + panel * lanes_ + lane, top, total);
     }
   }
 
-  void close_row(std::size_t query, double negatives) {
-    const std::size_t begin = positives_.first_pair(query), end = positives_.first_pair(query + 1);
+  // The shift is the largest logit, which a float holds exactly, and the weight takes the rest: a rounded
+  // log-sum-exp would put an error of its own magnitude into every exponential.
+  void close_row(std::size_t i, float top, double total) {
+    const std::size_t begin = positives_.first_pair(i), end = positives_.first_pair(i + 1);
     const double share = direction() / static_cast<double>(end - begin);
+    negatives_[i] = top + std::log(total);
     double loss = 0, off = 0;
     for (std::size_t pair = begin; pair < end; ++pair) {
-      loss += share * softplus(negatives - pair_[pair]);
-      off += share * sigmoid(negatives - pair_[pair]);
+      loss += share * softplus(negatives_[i] - pair_[pair]);
+      off += share * sigmoid(negatives_[i] - pair_[pair]);
     }
-    losses_[query] = static_cast<float>(loss);
-    negatives_[query] = negatives;
-    shift_[query] = shift_of(negatives);
-    weight_[query] = gradients_ ? static_cast<float>(gradients_->weights[query] * off) : 0.0f;
+    losses_[i] = static_cast<float>(loss);
+    if (!gradients_) return;
+    shift_[i] = finite_shift(top);
+    weight_[i] = total == 0 ? 0.0f : static_cast<float>(gradients_->weights[i] * off / total);
   }
 
   // Where there is no negative, exp(logit - shift) has to be 0 rather than exp(-inf + inf).
-  static float shift_of(double negatives) {
-    return negatives == -kInfinity ? kInfinity : static_cast<float>(negatives);
-  }
+  static float finite_shift(float top) { return top == -kInfinity ? kInfinity : top; }
 
   double direction() const { return problem_.bidirectional ? 0.5 : 1.0; }
 
@@ -314,7 +340,7 @@ class InfoNce {
   void close_columns() {
     for (std::size_t j = 0; j < problem_.passages; ++j) {
       column_negatives_[j] = column_max_[j] + std::log(static_cast<double>(column_sum_[j]));
-      column_shift_[j] = shift_of(column_negatives_[j]);
+      column_shift_[j] = finite_shift(column_max_[j]);
     }
     std::vector<double> weights(gradients_ ? problem_.passages : 0);
     for (std::size_t i = 0; i < problem_.queries; ++i) {
@@ -328,7 +354,8 @@ class InfoNce {
       }
       losses_[i] += static_cast<float>(loss);
     }
-    std::copy(weights.begin(), weights.end(), column_weight_.begin());
+    for (std::size_t j = 0; j < weights.size(); ++j)
+      column_weight_[j] = column_sum_[j] == 0 ? 0.0f : static_cast<float>(weights[j] / column_sum_[j]);
   }
 
   // d(objective)/d(logit) of a positive pair.
@@ -342,18 +369,20 @@ class InfoNce {
   void rescale_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
     for (std::size_t panel = 0; panel < active_; ++panel) {
-      const std::size_t query = first_ + panel * lanes_;
+      const std::size_t row = first_ + panel * lanes_;
       kernels_.rescale(tile(panel, first), count, &scale_[first],
-                       &chunk_max_[(panel * chunks_ + chunk) * lanes_], &shift_[query], &weight_[query]);
+                       &chunk_max_[(panel * chunks_ + chunk) * lanes_], &shift_[row], &weight_[row]);
     }
   }
 
   void weigh_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    std::vector<float> store;
+    const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
-      const std::size_t query = first_ + panel * lanes_;
-      score(panel, first, count, tile(panel, first));
-      kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[query], &weight_[query],
+      const std::size_t row = first_ + panel * lanes_;
+      score(panel, first, count, passages, tile(panel, first));
+      kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[row], &weight_[row],
                      &column_shift_[first], &column_weight_[first]);
     }
   }
@@ -368,22 +397,43 @@ class InfoNce {
         weights[(j - first) * lanes_ + lane] = static_cast<float>(gradient * scale_[j]);
       });
     }
-    if (!gradients_->passage_grads) return;
+    if (gradients_->passage_grads) sum_passages(first, count);
+    if (!pairs_ || !gradients_->query_grads) return;
+    const std::vector<float> zeros(lanes_);  // pairs the last of an odd number of passages
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      float* weights = tile(panel, first);
+      for (std::size_t j = 0; j < count; j += 2)
+        kernels_.pair_rows(weights + j * lanes_, j + 1 < count ? weights + (j + 1) * lanes_ : zeros.data(),
+                           lanes_, weights + j / 2 * lanes_);
+    }
+  }
+
+  void sum_passages(std::size_t first, std::size_t count) {
+    const std::size_t depth = pairs_ ? lanes_ / 2 : lanes_;  // steps in a panel of queries
+    std::vector<float> edge(kernels_.rows * lanes_), store;
+    const float* weights = tile(0, first);
+    std::size_t panel_stride = slab_ * chunk_ * lanes_;
+    if (pairs_) {
+      panel_stride = count * depth;
+      store.resize(active_ * panel_stride);
+      for (std::size_t panel = 0; panel < active_; ++panel)
+        kernels_.pair_neighbours(tile(panel, first), count * lanes_, &store[panel * panel_stride]);
+      weights = store.data();
+    }
     const bool add = first_ > 0;
-    std::vector<float> edge(kernels_.rows * lanes_);
     for (std::size_t row = 0; row < count; row += kernels_.rows) {
       const std::size_t rows = std::min(kernels_.rows, count - row);
       for (std::size_t p = 0; p < dim_panels_; ++p) {
         float* out = gradients_->passage_grads + (first + row) * problem_.dim + p * lanes_;
         const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
-        const Operands operands{tile(0, first + row),        lanes_,         1,
-                                &rows_[p * block_ * lanes_], lanes_,         active_,
-                                slab_ * chunk_ * lanes_,     lanes_ * lanes_};
+        const Operands operands{
+            weights + row * depth, depth,         1, &rows_[p * panels_ * depth * lanes_], depth, active_,
+            panel_stride,          depth * lanes_};
         if (width == lanes_) {
-          kernels_.multiply(operands, rows, out, problem_.dim, add);
+          multiply_(operands, rows, out, problem_.dim, add);
           continue;
         }
-        kernels_.multiply(operands, rows, edge.data(), lanes_, false);
+        multiply_(operands, rows, edge.data(), lanes_, false);
         for (std::size_t r = 0; r < rows; ++r)
           for (std::size_t c = 0; c < width; ++c)
             out[r * problem_.dim + c] = edge[r * lanes_ + c] + (add ? out[r * problem_.dim + c] : 0.0f);
@@ -395,17 +445,40 @@ class InfoNce {
   void sum_queries() {
     if (!gradients_->query_grads) return;
     const std::size_t slices = std::min<std::size_t>(2 * threads_, blocks_of(problem_.dim, 96));
-    parallel_for(slices, threads_, [this, slices](std::size_t slice) {
+    const std::size_t last = std::min((slab_first_ + slab_) * chunk_, problem_.passages);
+    parallel_for(slices, threads_, [&](std::size_t slice) {
       const std::size_t begin = problem_.dim * slice / slices, end = problem_.dim * (slice + 1) / slices;
-      const std::size_t last = std::min((slab_first_ + slab_) * chunk_, problem_.passages);
-      for (std::size_t first = slab_first_ * chunk_; first < last; first += kDepthBlock)
-        for (std::size_t panel = 0; panel < active_; ++panel) {
-          const Operands operands{passage(first) + begin, 1, problem_.dim, tile(panel, first),
-                                  std::min(kDepthBlock, last - first)};
-          float* out = &query_sums_[(panel * problem_.dim + begin) * lanes_];
-          kernels_.multiply(operands, end - begin, out, lanes_, first > 0);
-        }
+      for (std::size_t first = slab_first_ * chunk_; first < last;) {
+        const std::size_t chunks = std::min(kDepthBlock / chunk_, (last - first) / chunk_);
+        const std::size_t count = chunks > 0 ? chunks * chunk_ : last - first;  // the last chunk may be short
+        sum_slice(begin, end, first, count, chunks > 0 ? chunks : 1);
+        first += count;
+      }
     });
+  }
+
+  void sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count,
+                 std::size_t chunks) {
+    const std::size_t width = end - begin, depth = count / chunks;
+    Operands operands{passage(first) + begin, 1, problem_.dim, nullptr, depth, chunks, depth * problem_.dim,
+                      chunk_ * lanes_};
+    std::vector<float> store;
+    if (pairs_) {
+      const std::vector<float> zeros(width);
+      operands.depth = blocks_of(depth, 2);
+      store.resize(chunks * operands.depth * width);
+      for (std::size_t j = 0; j < count; j += 2)
+        kernels_.pair_rows(passage(first + j) + begin,
+                           j + 1 < count ? passage(first + j + 1) + begin : zeros.data(), width,
+                           &store[j / 2 * width]);
+      operands.scalars = store.data();
+      operands.step = width;
+      operands.block = operands.depth * width;
+    }
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      operands.panel = tile(panel, first);
+      multiply_(operands, width, &query_sums_[(panel * problem_.dim + begin) * lanes_], lanes_, first > 0);
+    }
   }
 
   // Takes the sums back through the normalisation: dq = (g - u <u, g>) / |q| with u = q / |q|. As sum of
@@ -414,19 +487,20 @@ class InfoNce {
     if (!gradients_->query_grads) return;
     for_panels([this](std::size_t panel) {
       const float* sums = &query_sums_[panel * problem_.dim * lanes_];
-      const float* packed = &packed_[panel * problem_.dim * lanes_];
       for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
-        const std::size_t slot = panel * lanes_ + lane, query = first_ + slot;
+        const std::size_t slot = panel * lanes_ + lane, i = first_ + slot;
+        const float* row = query(i);
         double along = 0;
         for (std::size_t d = 0; d < problem_.dim; ++d)
-          along += static_cast<double>(packed[d * lanes_ + lane]) * sums[d * lanes_ + lane];
-        const float radial = problem_.normalize ? static_cast<float>(along) : 0.0f;
-        float* out = gradients_->query_grads + query * problem_.dim;
+          along += static_cast<double>(row[d]) * sums[d * lanes_ + lane];
+        along *= norm_[slot];
+        const float radial = problem_.normalize ? static_cast<float>(along * norm_[slot]) : 0.0f;
+        float* out = gradients_->query_grads + i * problem_.dim;
         for (std::size_t d = 0; d < problem_.dim; ++d)
-          out[d] = (sums[d * lanes_ + lane] - packed[d * lanes_ + lane] * radial) * norm_[slot];
-        const auto passages = positives_.of(query);
+          out[d] = (sums[d * lanes_ + lane] - row[d] * radial) * norm_[slot];
+        const auto passages = positives_.of(i);
         for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k)
-          along -= pair_gradient(query, positives_.first_pair(query) + k, passages[k]) * problem_.margin /
+          along -= pair_gradient(i, positives_.first_pair(i) + k, passages[k]) * problem_.margin /
                    problem_.temperature;
         along_[slot] = along;
       }
@@ -456,6 +530,10 @@ class InfoNce {
   const int threads_;
   const simd::TileKernels& kernels_;
   const std::size_t lanes_;
+  const bool
+      pairs_;  // products of bfloat16: then everything a product reads is made of pairs, a pair to a float
+  const decltype(simd::TileKernels::multiply) multiply_;
+  const std::size_t units_;  // floats that hold a row: dim, or half as many pairs
   const std::size_t chunk_;  // passages in a chunk: a function of their number alone, as sums run by chunk
   const std::size_t chunks_;
   const std::size_t dim_panels_;

@@ -21,6 +21,7 @@ struct InfoNceProblem {
   bool in_batch;
   bool group_positives;  // every passage of a query's group is a positive, in the place of the target
   bool bidirectional;
+  bool bfloat16;  // the factors of the products may be rounded to bfloat16
 };
 
 // What to form where d(objective)/d(loss of query i) = weights[i]. `query_grads` and `passage_grads` may be

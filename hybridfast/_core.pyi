@@ -16,6 +16,7 @@ def info_nce(
     in_batch: bool,
     group_positives: bool,
     bidirectional: bool,
+    bfloat16: bool,
     losses: npt.NDArray[np.float32],
     weights: npt.NDArray[np.float32] | None,
     query_grads: npt.NDArray[np.float32] | None,

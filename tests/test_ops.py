@@ -103,12 +103,12 @@ def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, spe
         assert (got - wanted).norm() <= 1.5 * (peer - wanted).norm() + floor
 
 
-def native(q, p, targets, threads, groups=None):
+def native(q, p, targets, threads, groups=None, bfloat16=False):
     losses, query_grads, passage_grads = torch.empty(len(q)), torch.empty_like(q), torch.empty_like(p)
     weights = np.full(len(q), 1 / len(q), dtype=np.float32)
     query_groups, passage_groups = groups or (None, None)
     temperature_grad = _core.info_nce(
-        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True, False, True,
+        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True, False, True, bfloat16,
         losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
     )  # fmt: skip
     return losses, query_grads, passage_grads, torch.tensor(temperature_grad)

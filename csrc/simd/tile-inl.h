@@ -35,26 +35,7 @@ void store(float* place, Vector value) {
   *reinterpret_cast<VectorU*>(place) = value;
 }
 Vector splat(float value) {
-  return Vector{} + value;
-}
-
-// kRows x kVectors accumulators stay in registers; each step of d loads kVectors vectors and broadcasts
-// kRows.
-void score_tile(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
-                std::size_t stride) {
-  Vector sums[kRows][kVectors] = {};
-  for (std::size_t d = 0; d < depth; ++d) {
-    Vector passages[kVectors];
-    for (std::size_t v = 0; v < kVectors; ++v)
-      passages[v] = *reinterpret_cast<const VectorU*>(passage_panel + d * kColumns + v * kLanes);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const float query = query_panel[d * kRows + r];
-      for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] += query * passages[v];
-    }
-  }
-  for (std::size_t r = 0; r < kRows; ++r)
-    for (std::size_t v = 0; v < kVectors; ++v)
-      *reinterpret_cast<VectorU*>(scores + r * stride + v * kLanes) = sums[r][v];
+  return value - Vector{};  // x - 0 is x in every bit, unlike x + 0: no instruction is spent on it
 }
 
 // One step of a sum: a float times floats, or a pair of bfloat16 times pairs.
@@ -63,12 +44,13 @@ Vector step(Vector sum, float scalar, Vector vector) {
 #ifdef __AVX512BF16__
   if constexpr (Pairs)
     return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                                                     reinterpret_cast<__m512bh>(splat(scalar)),
+                                                     reinterpret_cast<__m512bh>(_mm512_set1_ps(scalar)),
                                                      reinterpret_cast<__m512bh>(vector)));
 #endif
   return sum + scalar * vector;
 }
 
+// Rows x kVectors accumulators stay in registers; a step loads kVectors vectors and broadcasts Rows scalars.
 template <bool Pairs, std::size_t Rows>
 void multiply_rows(const Operands& operands, float* out, std::size_t stride, bool add) {
   Vector sums[Rows][kVectors];  // cleared by loops: an initialiser would be a memset on the stack
@@ -109,6 +91,37 @@ void multiply(const Operands& operands, std::size_t count, float* out, std::size
     multiply_rows<Pairs, kRows>(rest, out, stride, add);
   if (count > 0) multiply_rest<Pairs, kRows - 1>(rest, count, out, stride, add);
 }
+
+void score_tile(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
+                std::size_t stride) {
+  multiply_rows<false, kRows>({query_panel, 1, kRows, passage_panel, depth}, scores, stride, false);
+}
+
+#ifdef __AVX512BF16__
+typedef std::uint16_t Halves __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2)));
+typedef std::uint32_t Words __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
+
+void pair_rows(const float* even, const float* odd, std::size_t count, float* pairs) {
+  for (std::size_t c = 0; c < count; c += kLanes) {
+    const auto lanes = static_cast<__mmask16>(count - c < kLanes ? (1u << (count - c)) - 1 : ~0u);
+    const auto round = [&](const float* row) {
+      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, row + c));
+      return __builtin_convertvector(reinterpret_cast<Halves>(rounded), Words);
+    };
+    _mm512_mask_storeu_ps(pairs + c, lanes, reinterpret_cast<__m512>(round(even) | round(odd) << 16));
+  }
+}
+
+void pair_neighbours(const float* row, std::size_t count, float* pairs) {
+  for (std::size_t c = 0; c < count; c += kLanes) {
+    const std::size_t left = count - c < kLanes ? count - c : kLanes;
+    const auto lanes = static_cast<__mmask16>((1u << left) - 1);
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, row + c));
+    const auto units = static_cast<__mmask8>((1u << (left + 1) / 2) - 1);
+    _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
+  }
+}
+#endif
 
 // exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial. Results
 // below the least normal number are 0; NaN stays NaN.

@@ -44,6 +44,11 @@ struct TileKernels {
   void (*multiply_pairs)(const Operands& operands, std::size_t count, float* out, std::size_t stride,
                          bool add);
 
+  // Rounding to such pairs, null alike: pairs[c] = (even[c], odd[c]) for c < count; and pairs[c] = (row[2c],
+  // row[2c + 1]), where an entry beyond `count` is 0.
+  void (*pair_rows)(const float* even, const float* odd, std::size_t count, float* pairs);
+  void (*pair_neighbours)(const float* row, std::size_t count, float* pairs);
+
   // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where groups are given, an
   // entry whose passage and query share one becomes -inf.
   void (*logits)(float* tile, std::size_t count, const float* scale, const float* bias,
