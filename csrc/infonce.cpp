@@ -16,9 +16,9 @@ namespace {
 using simd::Operands;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr std::size_t kTileFloats = 10u << 20;       // the softmax of a block of queries: 40 MB
-constexpr std::size_t kQueryBlockFloats = 1u << 17;  // a packed block of queries: 512 KB, half of a usual L2
-constexpr std::size_t kDepthBlock = 240;             // passages per step of the query gradients' sum
+constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
+constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
+constexpr std::size_t kDepthBlock = 240;        // passages per step of the query gradients' sum
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
@@ -36,6 +36,17 @@ float inverse_norm(const float* row, std::size_t dim, bool normalize) {
   if (!std::isfinite(square)) return std::numeric_limits<float>::quiet_NaN();
   if (!normalize) return 1.0f;
   return square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
+}
+
+// out[c][r] = in[r][c], in blocks that stay in the first-level cache.
+void transpose(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
+               std::size_t out_stride) {
+  constexpr std::size_t kBlock = 32;
+  for (std::size_t top = 0; top < rows; top += kBlock)
+    for (std::size_t left = 0; left < columns; left += kBlock)
+      for (std::size_t c = left; c < std::min(left + kBlock, columns); ++c)
+        for (std::size_t r = top; r < std::min(top + kBlock, rows); ++r)
+          out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 double softplus(double x) {
@@ -120,9 +131,7 @@ class InfoNce {
         weight_(padded(problem.queries)),
         pair_(positives_.pairs()) {
     slab_ = std::min(chunks_, kTileFloats / lanes_ / chunk_);
-    const std::size_t by_cache = kQueryBlockFloats / problem.dim / lanes_;
-    const std::size_t by_workspace = kTileFloats / (slab_ * chunk_) / lanes_;
-    panels_ = std::clamp<std::size_t>(std::min(by_cache, by_workspace), 1, 16);
+    panels_ = std::clamp<std::size_t>(kTileFloats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
     block_ = panels_ * lanes_;
     norm_.resize(block_);
@@ -219,36 +228,33 @@ class InfoNce {
   // the passage gradients. Lanes beyond the last query hold zeros and weigh nothing.
   void pack_queries(std::size_t panel) {
     const std::size_t width = dim_panels_ * lanes_;
-    std::vector<float> units(2 * width + lanes_ * units_);
-    float* pairs = &units[2 * width];
-    for (std::size_t slot = panel * lanes_; slot < (panel + 1) * lanes_; ++slot) {
-      float* unit = &units[slot % 2 * width];
-      norm_[slot] = 0.0f;
-      if (slot < size_) {
-        const float* row = query(first_ + slot);
-        norm_[slot] = inverse_norm(row, problem_.dim, problem_.normalize);
-        for (std::size_t d = 0; d < problem_.dim; ++d) unit[d] = row[d] * norm_[slot];
-      } else {
-        std::fill(unit, unit + width, 0.0f);
-      }
-      if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + std::min(slot, size_ - 1)];
-      const float* column = unit;
-      if (pairs_) {
-        kernels_.pair_neighbours(unit, problem_.dim, pairs);
-        column = pairs;
-      }
-      float* packed = &packed_[panel * units_ * lanes_ + slot % lanes_];
-      for (std::size_t d = 0; d < units_; ++d) packed[d * lanes_] = column[d];
-      if (!gradients_) continue;
-      for (std::size_t p = 0; p < dim_panels_; ++p) {
-        if (!pairs_)
-          std::copy_n(unit + p * lanes_, lanes_, &rows_[(p * block_ + slot) * lanes_]);
-        else if (slot % 2 == 1)
-          kernels_.pair_rows(&units[p * lanes_], unit + p * lanes_, lanes_,
-                             &rows_[(p * block_ + slot) / 2 * lanes_]);
+    std::vector<float> units(lanes_ * width), pairs(pairs_ ? lanes_ * units_ : 0);
+    for (std::size_t lane = 0; lane < lanes_; ++lane) {
+      const std::size_t slot = panel * lanes_ + lane;
+      const bool used = slot < size_;
+      norm_[slot] = used ? inverse_norm(query(first_ + slot), problem_.dim, problem_.normalize) : 0.0f;
+      if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
+      float* unit = &units[lane * width];
+      for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = query(first_ + slot)[d] * norm_[slot];
+      if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * units_]);
+    }
+    transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
+              &packed_[panel * units_ * lanes_], lanes_);
+    const std::size_t depth = panel_depth();
+    for (std::size_t p = 0; gradients_ && p < dim_panels_; ++p) {
+      float* out = &rows_[(p * panels_ + panel) * depth * lanes_];
+      const float* in = &units[p * lanes_];
+      for (std::size_t k = 0; k < depth; ++k) {
+        if (pairs_)
+          kernels_.pair_rows(in + 2 * k * width, in + (2 * k + 1) * width, lanes_, out + k * lanes_);
+        else
+          std::copy_n(in + k * width, lanes_, out + k * lanes_);
       }
     }
   }
+
+  // Steps that a sum over the queries of a panel takes.
+  std::size_t panel_depth() const { return pairs_ ? lanes_ / 2 : lanes_; }
 
   // A chunk's passages as scalars for the scores; `store` keeps what had to be converted.
   const float* score_operand(std::size_t first, std::size_t count, std::vector<float>& store) const {
@@ -409,8 +415,8 @@ class InfoNce {
   }
 
   void sum_passages(std::size_t first, std::size_t count) {
-    const std::size_t depth = pairs_ ? lanes_ / 2 : lanes_;  // steps in a panel of queries
-    std::vector<float> edge(kernels_.rows * lanes_), store;
+    const std::size_t depth = panel_depth();
+    std::vector<float> edge, store;
     const float* weights = tile(0, first);
     std::size_t panel_stride = slab_ * chunk_ * lanes_;
     if (pairs_) {
@@ -421,23 +427,20 @@ class InfoNce {
       weights = store.data();
     }
     const bool add = first_ > 0;
-    for (std::size_t row = 0; row < count; row += kernels_.rows) {
-      const std::size_t rows = std::min(kernels_.rows, count - row);
-      for (std::size_t p = 0; p < dim_panels_; ++p) {
-        float* out = gradients_->passage_grads + (first + row) * problem_.dim + p * lanes_;
-        const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
-        const Operands operands{
-            weights + row * depth, depth,         1, &rows_[p * panels_ * depth * lanes_], depth, active_,
-            panel_stride,          depth * lanes_};
-        if (width == lanes_) {
-          multiply_(operands, rows, out, problem_.dim, add);
-          continue;
-        }
-        multiply_(operands, rows, edge.data(), lanes_, false);
-        for (std::size_t r = 0; r < rows; ++r)
-          for (std::size_t c = 0; c < width; ++c)
-            out[r * problem_.dim + c] = edge[r * lanes_ + c] + (add ? out[r * problem_.dim + c] : 0.0f);
+    for (std::size_t p = 0; p < dim_panels_; ++p) {
+      float* out = gradients_->passage_grads + first * problem_.dim + p * lanes_;
+      const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
+      const float* panel = &rows_[p * panels_ * depth * lanes_];
+      const Operands operands{weights, depth, 1, panel, depth, active_, panel_stride, depth * lanes_};
+      if (width == lanes_) {
+        multiply_(operands, count, out, problem_.dim, add);
+        continue;
       }
+      edge.resize(count * lanes_);
+      multiply_(operands, count, edge.data(), lanes_, false);
+      for (std::size_t j = 0; j < count; ++j)
+        for (std::size_t c = 0; c < width; ++c)
+          out[j * problem_.dim + c] = edge[j * lanes_ + c] + (add ? out[j * problem_.dim + c] : 0.0f);
     }
   }
 
@@ -481,23 +484,20 @@ class InfoNce {
     }
   }
 
-  // Takes the sums back through the normalisation: dq = (g - u <u, g>) / |q| with u = q / |q|. As sum of
-  // weights times products, <u, g> is also the temperature's gradient, but for the margin.
+  // As a sum of weights times products, <u, g> of the queries is also the temperature's gradient, but for the
+  // margin.
   void finish_queries() {
     if (!gradients_->query_grads) return;
     for_panels([this](std::size_t panel) {
-      const float* sums = &query_sums_[panel * problem_.dim * lanes_];
-      for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
-        const std::size_t slot = panel * lanes_ + lane, i = first_ + slot;
-        const float* row = query(i);
-        double along = 0;
-        for (std::size_t d = 0; d < problem_.dim; ++d)
-          along += static_cast<double>(row[d]) * sums[d * lanes_ + lane];
-        along *= norm_[slot];
-        const float radial = problem_.normalize ? static_cast<float>(along * norm_[slot]) : 0.0f;
-        float* out = gradients_->query_grads + i * problem_.dim;
-        for (std::size_t d = 0; d < problem_.dim; ++d)
-          out[d] = (sums[d * lanes_ + lane] - row[d] * radial) * norm_[slot];
+      const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
+      float* grads = gradients_->query_grads + (first_ + begin) * problem_.dim;
+      transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim, end - begin, grads,
+                problem_.dim);
+      for (std::size_t slot = begin; slot < end; ++slot) {
+        const std::size_t i = first_ + slot;
+        float* grad = gradients_->query_grads + i * problem_.dim;
+        double along = finish_row(query(i), norm_[slot], grad);
+        for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] *= norm_[slot];
         const auto passages = positives_.of(i);
         for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k)
           along -= pair_gradient(i, positives_.first_pair(i) + k, passages[k]) * problem_.margin /
@@ -512,16 +512,26 @@ class InfoNce {
   void finish_passages() {
     if (!gradients_->passage_grads || !problem_.normalize) return;
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
-      for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j) {
-        const double inverse = scale_[j] * problem_.temperature;
-        const float* row = passage(j);
-        float* grad = gradients_->passage_grads + j * problem_.dim;
-        double along = 0;
-        for (std::size_t d = 0; d < problem_.dim; ++d) along += static_cast<double>(row[d]) * grad[d];
-        const auto radial = static_cast<float>(along * inverse * inverse);
-        for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] -= row[d] * radial;
-      }
+      for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
+        finish_row(passage(j), scale_[j] * problem_.temperature,
+                   gradients_->passage_grads + j * problem_.dim);
     });
+  }
+
+  // Takes a gradient back through the normalisation, short of the factor 1 / |row|: g -= u <u, g> with
+  // u = row / |row|. Returns <u, g>.
+  double finish_row(const float* row, double inverse, float* grad) const {
+    double sums[8] = {};
+    const std::size_t whole = problem_.dim / 8 * 8;
+    for (std::size_t d = 0; d < whole; d += 8)
+      for (std::size_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(row[d + k]) * grad[d + k];
+    for (std::size_t d = whole; d < problem_.dim; ++d) sums[0] += static_cast<double>(row[d]) * grad[d];
+    double along = 0;
+    for (const double sum : sums) along += sum * inverse;
+    if (!problem_.normalize) return along;
+    const auto radial = static_cast<float>(along * inverse);
+    for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] -= row[d] * radial;
+    return along;
   }
 
   const InfoNceProblem& problem_;

@@ -101,25 +101,34 @@ void score_tile(const float* query_panel, const float* passage_panel, std::size_
 typedef std::uint16_t Halves __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2)));
 typedef std::uint32_t Words __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 
+Words round_to_words(__m512 row) {
+  return __builtin_convertvector(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(row)), Words);
+}
+
 void pair_rows(const float* even, const float* odd, std::size_t count, float* pairs) {
-  for (std::size_t c = 0; c < count; c += kLanes) {
-    const auto lanes = static_cast<__mmask16>(count - c < kLanes ? (1u << (count - c)) - 1 : ~0u);
-    const auto round = [&](const float* row) {
-      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, row + c));
-      return __builtin_convertvector(reinterpret_cast<Halves>(rounded), Words);
-    };
-    _mm512_mask_storeu_ps(pairs + c, lanes, reinterpret_cast<__m512>(round(even) | round(odd) << 16));
+  std::size_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    const Words low = round_to_words(_mm512_loadu_ps(even + c)),
+                high = round_to_words(_mm512_loadu_ps(odd + c));
+    _mm512_storeu_ps(pairs + c, reinterpret_cast<__m512>(low | high << 16));
   }
+  if (c == count) return;
+  const auto rest = static_cast<__mmask16>((1u << (count - c)) - 1);
+  const Words low = round_to_words(_mm512_maskz_loadu_ps(rest, even + c));
+  const Words high = round_to_words(_mm512_maskz_loadu_ps(rest, odd + c));
+  _mm512_mask_storeu_ps(pairs + c, rest, reinterpret_cast<__m512>(low | high << 16));
 }
 
 void pair_neighbours(const float* row, std::size_t count, float* pairs) {
-  for (std::size_t c = 0; c < count; c += kLanes) {
-    const std::size_t left = count - c < kLanes ? count - c : kLanes;
-    const auto lanes = static_cast<__mmask16>((1u << left) - 1);
-    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, row + c));
-    const auto units = static_cast<__mmask8>((1u << (left + 1) / 2) - 1);
-    _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
-  }
+  std::size_t c = 0;
+  for (; c + kLanes <= count; c += kLanes)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + c / 2),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(row + c))));
+  if (c == count) return;
+  const auto rest = static_cast<__mmask16>((1u << (count - c)) - 1);
+  const auto units = static_cast<__mmask8>((1u << (count - c + 1) / 2) - 1);
+  const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, row + c));
+  _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
 }
 #endif
 
