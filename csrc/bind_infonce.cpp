@@ -32,9 +32,10 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
                         const Array<std::int64_t>& targets,
                         const std::optional<Array<std::int32_t>>& query_groups,
                         const std::optional<Array<std::int32_t>>& passage_groups, double margin,
-                        bool normalize, bool in_batch, Array<float>& losses,
-                        const std::optional<Array<float>>& weights, std::optional<Array<float>>& query_grads,
-                        std::optional<Array<float>>& passage_grads, int threads) {
+                        bool normalize, bool in_batch, bool group_positives, bool bidirectional,
+                        bool bfloat16, Array<float>& losses, const std::optional<Array<float>>& weights,
+                        std::optional<Array<float>>& query_grads, std::optional<Array<float>>& passage_grads,
+                        int threads) {
   if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
     throw py::value_error("queries and passages must be (Q, D) and (N, D) with N, D >= 1");
   const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
@@ -48,6 +49,10 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
   if (weights) require(*weights, "weights", {query_count});
   if (query_grads) require(*query_grads, "query_grads", {query_count, dim});
   if (passage_grads) require(*passage_grads, "passage_grads", {passage_count, dim});
+  if (group_positives && !query_groups) throw py::value_error("group_positives needs groups");
+  for (const auto* groups : {&query_groups, &passage_groups})
+    for (py::ssize_t i = 0; *groups && i < (*groups)->size(); ++i)
+      if ((*groups)->data()[i] < 0) throw py::value_error("groups must not be negative");
   for (py::ssize_t i = 0; i < query_count; ++i)
     if (targets.data()[i] < 0 || targets.data()[i] >= passage_count)
       throw py::value_error("targets must be rows of passages, got " + std::to_string(targets.data()[i]));
@@ -63,7 +68,10 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
                                temperature,
                                margin,
                                normalize,
-                               in_batch};
+                               in_batch,
+                               group_positives,
+                               bidirectional,
+                               bfloat16};
   double temperature_grad = 0;
   const InfoNceGradients gradients{weights ? weights->data() : nullptr, data_or_null(query_grads),
                                    data_or_null(passage_grads), &temperature_grad};
@@ -81,7 +89,8 @@ void register_infonce(py::module_& module) {
   module.def("info_nce", &info_nce_binding, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
              py::arg("temperature"), py::arg("targets").noconvert(), py::arg("query_groups").noconvert(),
              py::arg("passage_groups").noconvert(), py::arg("margin"), py::arg("normalize"),
-             py::arg("in_batch"), py::arg("losses").noconvert(), py::arg("weights").noconvert(),
+             py::arg("in_batch"), py::arg("group_positives"), py::arg("bidirectional"), py::arg("bfloat16"),
+             py::arg("losses").noconvert(), py::arg("weights").noconvert(),
              py::arg("query_grads").noconvert(), py::arg("passage_grads").noconvert(), py::arg("threads"));
 }
 

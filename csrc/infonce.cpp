@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "simd/level.h"
@@ -12,12 +13,12 @@
 namespace hybridfast {
 namespace {
 
-using simd::Operand;
+using simd::Operands;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr std::size_t kTileFloats = 10u << 20;       // the weights of one query block: 40 MB
-constexpr std::size_t kQueryBlockFloats = 1u << 17;  // a packed query block: 512 KB, half of a usual L2
-constexpr std::size_t kDepthBlock = 240;             // passages per step of the query gradients' sum
+constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
+constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
+constexpr std::size_t kDepthBlock = 240;        // passages per step of the query gradients' sum
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
@@ -37,71 +38,173 @@ float inverse_norm(const float* row, std::size_t dim, bool normalize) {
   return square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
 }
 
-class Pass {
+// out[c][r] = in[r][c], in blocks that stay in the first-level cache.
+void transpose(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
+               std::size_t out_stride) {
+  constexpr std::size_t kBlock = 32;
+  for (std::size_t top = 0; top < rows; top += kBlock)
+    for (std::size_t left = 0; left < columns; left += kBlock)
+      for (std::size_t c = left; c < std::min(left + kBlock, columns); ++c)
+        for (std::size_t r = top; r < std::min(top + kBlock, rows); ++r)
+          out[c * out_stride + r] = in[r * in_stride + c];
+}
+
+double softplus(double x) {
+  return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+}
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+
+// The passages that are positives of each query, ascending, and the range of pairs that a query's take up.
+class Positives {
  public:
-  Pass(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads)
+  explicit Positives(const InfoNceProblem& problem) : problem_(problem), first_pair_(problem.queries + 1) {
+    if (problem.group_positives) {
+      const std::int32_t* groups = problem.passage_groups;
+      std::int32_t last = *std::max_element(groups, groups + problem.passages);
+      last = std::max(last, *std::max_element(problem.query_groups, problem.query_groups + problem.queries));
+      group_start_.resize(static_cast<std::size_t>(last) + 2);
+      for (std::size_t j = 0; j < problem.passages; ++j) ++group_start_[groups[j] + 1];
+      for (std::size_t g = 1; g < group_start_.size(); ++g) group_start_[g] += group_start_[g - 1];
+      members_.resize(problem.passages);
+      std::vector<std::size_t> next(group_start_);
+      for (std::size_t j = 0; j < problem.passages; ++j)
+        members_[next[groups[j]]++] = static_cast<std::int64_t>(j);
+    }
+    for (std::size_t i = 0; i < problem.queries; ++i) first_pair_[i + 1] = first_pair_[i] + of(i).size();
+  }
+
+  std::span<const std::int64_t> of(std::size_t query) const {
+    if (!problem_.group_positives) return {problem_.targets + query, 1};
+    const std::int32_t group = problem_.query_groups[query];
+    return {members_.data() + group_start_[group], members_.data() + group_start_[group + 1]};
+  }
+
+  std::size_t first_pair(std::size_t query) const { return first_pair_[query]; }
+  std::size_t pairs() const { return first_pair_.back(); }
+
+  // Calls visit(pair, passage) for the positives of a query among passages [first, first + count).
+  template <typename Visit>
+  void visit(std::size_t query, std::size_t first, std::size_t count, Visit visit_pair) const {
+    const auto all = of(query);
+    const auto begin = static_cast<std::int64_t>(first), end = static_cast<std::int64_t>(first + count);
+    for (auto it = std::lower_bound(all.begin(), all.end(), begin); it != all.end() && *it < end; ++it)
+      visit_pair(first_pair_[query] + static_cast<std::size_t>(it - all.begin()),
+                 static_cast<std::size_t>(*it));
+  }
+
+ private:
+  const InfoNceProblem& problem_;
+  std::vector<std::size_t> group_start_;  // members_[group_start_[g] .. group_start_[g + 1]) are of group g
+  std::vector<std::int64_t> members_;
+  std::vector<std::size_t> first_pair_;
+};
+
+// With n the log-sum-exp of a query's negatives and t the logit of a positive, that pair costs log(1 + exp(n
+// - t)). Its gradient is sigmoid(n - t), taken from t and shared out among the negatives in proportion to
+// exp(logit). Positives stay out of every sum: the loss is then exact where the negatives are negligible.
+//
+// Work runs by blocks of queries. A block is cut into panels of `lanes_` queries and the passages into
+// chunks; the tile of (panel, chunk) holds first products, then exponentials, at last
+// d(objective)/d(product).
+class InfoNce {
+ public:
+  InfoNce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads)
       : problem_(problem),
         losses_(losses),
         gradients_(gradients),
         threads_(threads),
         kernels_(simd::kernels()),
         lanes_(kernels_.columns),
+        pairs_(problem.bfloat16 && kernels_.multiply_pairs),
+        multiply_(pairs_ ? kernels_.multiply_pairs : kernels_.multiply),
+        units_(pairs_ ? blocks_of(problem.dim, 2) : problem.dim),
         chunk_(problem.passages < 4096 ? 48 : 240),
         chunks_(blocks_of(problem.passages, chunk_)),
         dim_panels_(blocks_of(problem.dim, lanes_)),
+        positives_(problem),
         scale_(problem.passages),
-        bias_(problem.passages, 0.0f) {
-    const std::size_t by_cache = kQueryBlockFloats / problem.dim / lanes_;
-    const std::size_t by_workspace = kTileFloats / problem.passages / lanes_;
-    panels_ = std::clamp<std::size_t>(std::min(by_cache, by_workspace), 1, 16);
+        bias_(problem.passages),
+        negatives_(problem.queries),
+        shift_(padded(problem.queries)),
+        weight_(padded(problem.queries)),
+        pair_(positives_.pairs()) {
+    slab_ = std::min(chunks_, kTileFloats / lanes_ / chunk_);
+    panels_ = std::clamp<std::size_t>(kTileFloats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
     block_ = panels_ * lanes_;
-    packed_.resize(panels_ * problem.dim * lanes_);
-    tile_.reset(new float[panels_ * problem.passages * lanes_]);
+    norm_.resize(block_);
+    groups_.resize(block_);
+    packed_.resize(panels_ * units_ * lanes_);
+    tile_.reset(new float[panels_ * slab_ * chunk_ * lanes_]);
     chunk_max_.resize(panels_ * chunks_ * lanes_);
     chunk_sum_.resize(panels_ * chunks_ * lanes_);
-    for (auto* lane : {&norm_, &target_logit_, &shift_, &weight_, &target_weight_}) lane->resize(block_);
-    query_groups_.resize(block_);
-    target_.resize(block_);
+    if (problem.bidirectional) {
+      column_max_.assign(problem.passages, -kInfinity);
+      column_sum_.resize(problem.passages);
+      column_negatives_.resize(problem.passages);
+    }
+    column_shift_.assign(problem.passages, kInfinity);
+    column_weight_.resize(problem.passages);
     if (!gradients) return;
-    rows_.resize(dim_panels_ * block_ * lanes_);
+    rows_.resize(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
     query_sums_.resize(panels_ * problem.dim * lanes_);
-    temperature_parts_.resize(block_);
+    along_.resize(block_);
   }
 
   void run() {
     prepare_passages();
-    double temperature_sum = 0;
+    const bool one_stage = !problem_.bidirectional && slab_ == chunks_;
     for (std::size_t first = 0; first < problem_.queries; first += block_) {
-      first_ = first;
-      size_ = std::min(block_, problem_.queries - first);
-      active_ = blocks_of(size_, lanes_);
-      parallel_for(active_, threads_, [this](std::size_t panel) { pack_queries(panel); });
-      parallel_for(chunks_, threads_, [this](std::size_t chunk) { score(chunk); });
-      parallel_for(active_, threads_, [this](std::size_t panel) { combine(panel); });
-      if (!gradients_) continue;
-      parallel_for(chunks_, threads_, [this](std::size_t chunk) { form_weights(chunk); });
-      if (!gradients_->query_grads) continue;
-      const std::size_t slices = std::min<std::size_t>(2 * threads_, blocks_of(problem_.dim, 96));
-      parallel_for(slices, threads_, [this, slices](std::size_t slice) {
-        sum_queries(problem_.dim * slice / slices, problem_.dim * (slice + 1) / slices);
+      open_block(first);
+      for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_)
+        for_chunks([this](std::size_t chunk) { sum_chunk(chunk); });
+      for_panels([this](std::size_t panel) { close_rows(panel); });
+      if (!gradients_ || !one_stage) continue;
+      slab_first_ = 0;
+      for_chunks([this](std::size_t chunk) {
+        rescale_chunk(chunk);
+        finish_chunk(chunk);
       });
-      parallel_for(active_, threads_, [this](std::size_t panel) { finish_queries(panel); });
-      for (std::size_t slot = 0; slot < size_; ++slot) temperature_sum += temperature_parts_[slot];
+      sum_queries();
+      finish_queries();
     }
-    if (gradients_ && gradients_->temperature_grad)
-      *gradients_->temperature_grad = -temperature_sum / problem_.temperature;
-    if (gradients_ && gradients_->passage_grads && problem_.normalize) project_passages();
+    if (problem_.bidirectional) close_columns();
+    for (std::size_t first = 0; gradients_ && !one_stage && first < problem_.queries; first += block_) {
+      open_block(first);
+      for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
+        for_chunks([this](std::size_t chunk) {
+          weigh_chunk(chunk);
+          finish_chunk(chunk);
+        });
+        sum_queries();
+      }
+      finish_queries();
+    }
+    if (gradients_) finish_passages();
   }
 
  private:
+  std::size_t padded(std::size_t queries) const { return blocks_of(queries, lanes_) * lanes_; }
   std::size_t chunk_size(std::size_t chunk) const {
     return std::min(chunk_, problem_.passages - chunk * chunk_);
   }
   float* tile(std::size_t panel, std::size_t passage) {
-    return &tile_[(panel * problem_.passages + passage) * lanes_];
+    return &tile_[(panel * slab_ * chunk_ + passage - slab_first_ * chunk_) * lanes_];
   }
+  const float* query(std::size_t i) const { return problem_.query_rows + i * problem_.dim; }
   const float* passage(std::size_t j) const { return problem_.passage_rows + j * problem_.dim; }
+
+  template <typename Body>
+  void for_panels(Body body) {
+    parallel_for(active_, threads_, body);
+  }
+  template <typename Body>
+  void for_chunks(Body body) {
+    const std::size_t count = std::min(slab_, chunks_ - slab_first_);
+    parallel_for(count, threads_, [&](std::size_t chunk) { body(slab_first_ + chunk); });
+  }
 
   void prepare_passages() {
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
@@ -110,76 +213,101 @@ class Pass {
                                        problem_.temperature);
     });
     if (problem_.in_batch) return;
-    for (std::size_t i = 0; i < problem_.queries; ++i) bias_[problem_.targets[i]] = -kInfinity;
+    for (std::size_t i = 0; i < problem_.queries; ++i)
+      for (const std::int64_t j : positives_.of(i)) bias_[j] = -kInfinity;
+  }
+
+  void open_block(std::size_t first) {
+    first_ = first;
+    size_ = std::min(block_, problem_.queries - first);
+    active_ = blocks_of(size_, lanes_);
+    for_panels([this](std::size_t panel) { pack_queries(panel); });
   }
 
   // Lays a panel's unit queries out twice: as dim x lanes for the scores and, in rows_, as panels of dim for
   // the passage gradients. Lanes beyond the last query hold zeros and weigh nothing.
   void pack_queries(std::size_t panel) {
-    float* packed = &packed_[panel * problem_.dim * lanes_];
+    const std::size_t width = dim_panels_ * lanes_;
+    std::vector<float> units(lanes_ * width), pairs(pairs_ ? lanes_ * units_ : 0);
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
       const bool used = slot < size_;
-      const float* row = problem_.query_rows + (first_ + (used ? slot : 0)) * problem_.dim;
-      const float norm = used ? inverse_norm(row, problem_.dim, problem_.normalize) : 0.0f;
-      norm_[slot] = norm;
-      target_[slot] = used ? static_cast<std::size_t>(problem_.targets[first_ + slot]) : problem_.passages;
-      if (problem_.query_groups) query_groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
-      for (std::size_t d = 0; d < problem_.dim; ++d) packed[d * lanes_ + lane] = used ? row[d] * norm : 0.0f;
-      if (!gradients_) continue;
-      for (std::size_t p = 0; p < dim_panels_; ++p) {
-        float* out = &rows_[(p * block_ + slot) * lanes_];
-        for (std::size_t c = 0; c < lanes_; ++c) {
-          const std::size_t d = p * lanes_ + c;
-          out[c] = used && d < problem_.dim ? row[d] * norm : 0.0f;
-        }
+      norm_[slot] = used ? inverse_norm(query(first_ + slot), problem_.dim, problem_.normalize) : 0.0f;
+      if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
+      float* unit = &units[lane * width];
+      for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = query(first_ + slot)[d] * norm_[slot];
+      if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * units_]);
+    }
+    transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
+              &packed_[panel * units_ * lanes_], lanes_);
+    const std::size_t depth = panel_depth();
+    for (std::size_t p = 0; gradients_ && p < dim_panels_; ++p) {
+      float* out = &rows_[(p * panels_ + panel) * depth * lanes_];
+      const float* in = &units[p * lanes_];
+      for (std::size_t k = 0; k < depth; ++k) {
+        if (pairs_)
+          kernels_.pair_rows(in + 2 * k * width, in + (2 * k + 1) * width, lanes_, out + k * lanes_);
+        else
+          std::copy_n(in + k * width, lanes_, out + k * lanes_);
       }
     }
   }
 
-  // Scores one chunk of passages against the block, and leaves exp(logit - the chunk's maximum) in the tile.
-  void score(std::size_t chunk) {
+  // Steps that a sum over the queries of a panel takes.
+  std::size_t panel_depth() const { return pairs_ ? lanes_ / 2 : lanes_; }
+
+  // A chunk's passages as scalars for the scores; `store` keeps what had to be converted.
+  const float* score_operand(std::size_t first, std::size_t count, std::vector<float>& store) const {
+    if (!pairs_) return passage(first);
+    store.resize(count * units_);
+    for (std::size_t j = 0; j < count; ++j)
+      kernels_.pair_neighbours(passage(first + j), problem_.dim, &store[j * units_]);
+    return store.data();
+  }
+
+  // The logits of a chunk's negatives; -inf elsewhere. Leaves those of the positives in pair_.
+  void score(std::size_t panel, std::size_t first, std::size_t count, const float* passages, float* logits) {
+    multiply_({passages, units_, 1, &packed_[panel * units_ * lanes_], units_}, count, logits, lanes_, false);
+    const double margin = problem_.margin / problem_.temperature;
+    visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
+      pair_[pair] = static_cast<float>(logits[(j - first) * lanes_ + lane] * scale_[j] - margin);
+    });
+    const std::int32_t* groups = problem_.passage_groups ? problem_.passage_groups + first : nullptr;
+    kernels_.logits(logits, count, &scale_[first], &bias_[first], groups, &groups_[panel * lanes_]);
+    visit_positives(panel, first, count, [&](std::size_t lane, std::size_t, std::size_t j) {
+      logits[(j - first) * lanes_ + lane] = -kInfinity;
+    });
+  }
+
+  template <typename Visit>
+  void visit_positives(std::size_t panel, std::size_t first, std::size_t count, Visit visit) const {
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
+      positives_.visit(first_ + panel * lanes_ + lane, first, count,
+                       [&](std::size_t pair, std::size_t j) { visit(lane, pair, j); });
+  }
+
+  // Leaves exp(logit - the chunk's maximum) in the tiles.
+  void sum_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    const Operand rows{passage(first), problem_.dim, 1, problem_.dim, 0, 1};
+    std::vector<float> store;
+    const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
-      float* weights = tile(panel, first);
-      kernels_.multiply(rows, &packed_[panel * problem_.dim * lanes_], count, weights, lanes_, false);
-      const std::int32_t* groups = problem_.passage_groups ? problem_.passage_groups + first : nullptr;
-      take_targets(panel, first, count, weights);
-      kernels_.logits(weights, count, &scale_[first], &bias_[first], groups, &query_groups_[panel * lanes_]);
-      drop_targets(panel, first, count, weights);
-      const std::size_t slot = (panel * chunks_ + chunk) * lanes_;
-      kernels_.softmax(weights, count, &chunk_max_[slot], &chunk_sum_[slot]);
+      float* logits = tile(panel, first);
+      score(panel, first, count, passages, logits);
+      if (problem_.bidirectional)
+        kernels_.add_rows(logits, count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
+                          &column_sum_[first]);
+      const std::size_t sums = (panel * chunks_ + chunk) * lanes_;
+      kernels_.softmax(logits, count, &chunk_max_[sums], &chunk_sum_[sums]);
     }
   }
 
-  // The positive is kept apart from the negatives: its logit has the margin, and the loss is exact where the
-  // negatives are negligible.
-  void take_targets(std::size_t panel, std::size_t first, std::size_t count, const float* weights) {
-    const auto margin = static_cast<float>(problem_.margin / problem_.temperature);
-    for (std::size_t lane = 0; lane < lanes_; ++lane) {
-      const std::size_t j = target_[panel * lanes_ + lane] - first;
-      if (j < count)
-        target_logit_[panel * lanes_ + lane] = weights[j * lanes_ + lane] * scale_[first + j] - margin;
-    }
-  }
-
-  void drop_targets(std::size_t panel, std::size_t first, std::size_t count, float* weights) const {
-    for (std::size_t lane = 0; lane < lanes_; ++lane) {
-      const std::size_t j = target_[panel * lanes_ + lane] - first;
-      if (j < count) weights[j * lanes_ + lane] = -kInfinity;
-    }
-  }
-
-  // Joins the chunks' sums: with n = log(sum of the negatives) and s the target's logit, the loss is
-  // log(1 + exp(n - s)), the target's share of the gradient -1 / (1 + exp(s - n)).
-  void combine(std::size_t panel) {
+  // Joins the chunks' sums into the log-sum-exp of each query's negatives. After it, shift_ and weight_ say
+  // that a negative's gradient is weight * exp(logit - shift).
+  void close_rows(std::size_t panel) {
     const float* max = &chunk_max_[panel * chunks_ * lanes_];
     const float* sum = &chunk_sum_[panel * chunks_ * lanes_];
-    for (std::size_t lane = 0; lane < lanes_; ++lane) {
-      const std::size_t slot = panel * lanes_ + lane;
-      weight_[slot] = target_weight_[slot] = shift_[slot] = 0.0f;
-      if (slot >= size_) continue;
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
       float top = -kInfinity;
       for (std::size_t c = 0; c < chunks_; ++c) top = std::max(top, max[c * lanes_ + lane]);
       double total = 0;
@@ -187,92 +315,223 @@ class Pass {
         const double part = sum[c * lanes_ + lane];
         if (part != 0) total += part * std::exp(max[c * lanes_ + lane] - top);
       }
-      const double gap = top - static_cast<double>(target_logit_[slot]) + std::log(total);
-      const double loss = gap > 0 ? gap + std::log1p(std::exp(-gap)) : std::log1p(std::exp(gap));
-      losses_[first_ + slot] = static_cast<float>(loss);
-      if (!gradients_) continue;
-      shift_[slot] = static_cast<float>(target_logit_[slot] + loss);
-      weight_[slot] = gradients_->weights[first_ + slot];
-      target_weight_[slot] = static_cast<float>(-weight_[slot] / (1 + std::exp(-gap)));
+      close_row(first_ + panel * lanes_ + lane, top, total);
     }
   }
 
-  // Turns the chunk's exponentials into d(objective)/d(product) and sums its passages' gradients.
-  void form_weights(std::size_t chunk) {
+  // The shift is the largest logit, which a float holds exactly, and the weight takes the rest: a rounded
+  // log-sum-exp would put an error of its own magnitude into every exponential.
+  void close_row(std::size_t i, float top, double total) {
+    const std::size_t begin = positives_.first_pair(i), end = positives_.first_pair(i + 1);
+    const double share = direction() / static_cast<double>(end - begin);
+    negatives_[i] = top + std::log(total);
+    double loss = 0, off = 0;
+    for (std::size_t pair = begin; pair < end; ++pair) {
+      loss += share * softplus(negatives_[i] - pair_[pair]);
+      off += share * sigmoid(negatives_[i] - pair_[pair]);
+    }
+    losses_[i] = static_cast<float>(loss);
+    if (!gradients_) return;
+    shift_[i] = finite_shift(top);
+    weight_[i] = total == 0 ? 0.0f : static_cast<float>(gradients_->weights[i] * off / total);
+  }
+
+  // Where there is no negative, exp(logit - shift) has to be 0 rather than exp(-inf + inf).
+  static float finite_shift(float top) { return top == -kInfinity ? kInfinity : top; }
+
+  double direction() const { return problem_.bidirectional ? 0.5 : 1.0; }
+
+  // The same for the other direction, a row of which is a passage and its queries: every positive pair has a
+  // row.
+  void close_columns() {
+    for (std::size_t j = 0; j < problem_.passages; ++j) {
+      column_negatives_[j] = column_max_[j] + std::log(static_cast<double>(column_sum_[j]));
+      column_shift_[j] = finite_shift(column_max_[j]);
+    }
+    std::vector<double> weights(gradients_ ? problem_.passages : 0);
+    for (std::size_t i = 0; i < problem_.queries; ++i) {
+      const auto passages = positives_.of(i);
+      const double share = direction() / static_cast<double>(passages.size());
+      double loss = 0;
+      for (std::size_t k = 0; k < passages.size(); ++k) {
+        const double gap = column_negatives_[passages[k]] - pair_[positives_.first_pair(i) + k];
+        loss += share * softplus(gap);
+        if (gradients_) weights[passages[k]] += share * gradients_->weights[i] * sigmoid(gap);
+      }
+      losses_[i] += static_cast<float>(loss);
+    }
+    for (std::size_t j = 0; j < weights.size(); ++j)
+      column_weight_[j] = column_sum_[j] == 0 ? 0.0f : static_cast<float>(weights[j] / column_sum_[j]);
+  }
+
+  // d(objective)/d(logit) of a positive pair.
+  double pair_gradient(std::size_t query, std::size_t pair, std::size_t j) const {
+    const auto count = static_cast<double>(positives_.of(query).size());
+    double off = sigmoid(negatives_[query] - pair_[pair]);
+    if (problem_.bidirectional) off += sigmoid(column_negatives_[j] - pair_[pair]);
+    return -direction() * off * gradients_->weights[query] / count;
+  }
+
+  void rescale_chunk(std::size_t chunk) {
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      const std::size_t row = first_ + panel * lanes_;
+      kernels_.rescale(tile(panel, first), count, &scale_[first],
+                       &chunk_max_[(panel * chunks_ + chunk) * lanes_], &shift_[row], &weight_[row]);
+    }
+  }
+
+  void weigh_chunk(std::size_t chunk) {
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    std::vector<float> store;
+    const float* passages = score_operand(first, count, store);
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      const std::size_t row = first_ + panel * lanes_;
+      score(panel, first, count, passages, tile(panel, first));
+      kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[row], &weight_[row],
+                     &column_shift_[first], &column_weight_[first]);
+    }
+  }
+
+  // Puts the positives' weights in and adds the block's part of the passage gradients.
+  void finish_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       float* weights = tile(panel, first);
-      const std::size_t lanes = panel * lanes_;
-      kernels_.rescale(weights, count, &scale_[first], &chunk_max_[(panel * chunks_ + chunk) * lanes_],
-                       &shift_[lanes], &weight_[lanes]);
-      for (std::size_t lane = 0; lane < lanes_; ++lane) {
-        const std::size_t j = target_[lanes + lane] - first;
-        if (j < count) weights[j * lanes_ + lane] = target_weight_[lanes + lane] * scale_[first + j];
-      }
+      visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
+        const double gradient = pair_gradient(first_ + panel * lanes_ + lane, pair, j);
+        weights[(j - first) * lanes_ + lane] = static_cast<float>(gradient * scale_[j]);
+      });
     }
-    if (!gradients_->passage_grads) return;
-    const bool add = first_ > 0;
-    std::vector<float> edge(kernels_.rows * lanes_);
-    for (std::size_t row = 0; row < count; row += kernels_.rows) {
-      const std::size_t rows = std::min(kernels_.rows, count - row);
-      const Operand weights{tile(0, first + row), lanes_, 1, lanes_, problem_.passages * lanes_, active_};
-      for (std::size_t p = 0; p < dim_panels_; ++p) {
-        float* out = gradients_->passage_grads + (first + row) * problem_.dim + p * lanes_;
-        const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
-        const float* panel = &rows_[p * block_ * lanes_];
-        if (width == lanes_) {
-          kernels_.multiply(weights, panel, rows, out, problem_.dim, add);
-          continue;
-        }
-        kernels_.multiply(weights, panel, rows, edge.data(), lanes_, false);
-        for (std::size_t r = 0; r < rows; ++r)
-          for (std::size_t c = 0; c < width; ++c)
-            out[r * problem_.dim + c] = edge[r * lanes_ + c] + (add ? out[r * problem_.dim + c] : 0.0f);
-      }
+    if (gradients_->passage_grads) sum_passages(first, count);
+    if (!pairs_ || !gradients_->query_grads) return;
+    const std::vector<float> zeros(lanes_);  // pairs the last of an odd number of passages
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      float* weights = tile(panel, first);
+      for (std::size_t j = 0; j < count; j += 2)
+        kernels_.pair_rows(weights + j * lanes_, j + 1 < count ? weights + (j + 1) * lanes_ : zeros.data(),
+                           lanes_, weights + j / 2 * lanes_);
     }
   }
 
-  // query_sums_[panel] (dim x lanes), rows [begin, end): the sum over passages of weight times passage.
-  void sum_queries(std::size_t begin, std::size_t end) {
-    for (std::size_t first = 0; first < problem_.passages; first += kDepthBlock) {
-      const std::size_t depth = std::min(kDepthBlock, problem_.passages - first);
-      const Operand columns{passage(first) + begin, 1, problem_.dim, depth, 0, 1};
+  void sum_passages(std::size_t first, std::size_t count) {
+    const std::size_t depth = panel_depth();
+    std::vector<float> edge, store;
+    const float* weights = tile(0, first);
+    std::size_t panel_stride = slab_ * chunk_ * lanes_;
+    if (pairs_) {
+      panel_stride = count * depth;
+      store.resize(active_ * panel_stride);
       for (std::size_t panel = 0; panel < active_; ++panel)
-        kernels_.multiply(columns, tile(panel, first), end - begin,
-                          &query_sums_[(panel * problem_.dim + begin) * lanes_], lanes_, first > 0);
+        kernels_.pair_neighbours(tile(panel, first), count * lanes_, &store[panel * panel_stride]);
+      weights = store.data();
+    }
+    const bool add = first_ > 0;
+    for (std::size_t p = 0; p < dim_panels_; ++p) {
+      float* out = gradients_->passage_grads + first * problem_.dim + p * lanes_;
+      const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
+      const float* panel = &rows_[p * panels_ * depth * lanes_];
+      const Operands operands{weights, depth, 1, panel, depth, active_, panel_stride, depth * lanes_};
+      if (width == lanes_) {
+        multiply_(operands, count, out, problem_.dim, add);
+        continue;
+      }
+      edge.resize(count * lanes_);
+      multiply_(operands, count, edge.data(), lanes_, false);
+      for (std::size_t j = 0; j < count; ++j)
+        for (std::size_t c = 0; c < width; ++c)
+          out[j * problem_.dim + c] = edge[j * lanes_ + c] + (add ? out[j * problem_.dim + c] : 0.0f);
     }
   }
 
-  // Takes a panel's sums back through the normalisation: dq = (g - u <u, g>) / |q| with u = q / |q|.
-  void finish_queries(std::size_t panel) {
-    const float* sums = &query_sums_[panel * problem_.dim * lanes_];
-    const float* packed = &packed_[panel * problem_.dim * lanes_];
-    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
-      const std::size_t slot = panel * lanes_ + lane;
-      double along = 0;
-      for (std::size_t d = 0; d < problem_.dim; ++d)
-        along += static_cast<double>(packed[d * lanes_ + lane]) * sums[d * lanes_ + lane];
-      temperature_parts_[slot] = along - target_weight_[slot] * problem_.margin / problem_.temperature;
-      const float radial = problem_.normalize ? static_cast<float>(along) : 0.0f;
-      float* out = gradients_->query_grads + (first_ + slot) * problem_.dim;
-      for (std::size_t d = 0; d < problem_.dim; ++d)
-        out[d] = (sums[d * lanes_ + lane] - packed[d * lanes_ + lane] * radial) * norm_[slot];
-    }
-  }
-
-  void project_passages() {
-    const double temperature = problem_.temperature;
-    parallel_for(chunks_, threads_, [this, temperature](std::size_t chunk) {
-      for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j) {
-        const double inverse = scale_[j] * temperature;
-        const float* row = passage(j);
-        float* grad = gradients_->passage_grads + j * problem_.dim;
-        double along = 0;
-        for (std::size_t d = 0; d < problem_.dim; ++d) along += static_cast<double>(row[d]) * grad[d];
-        const auto radial = static_cast<float>(along * inverse * inverse);
-        for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] -= row[d] * radial;
+  // query_sums_[panel] (dim x lanes) += the sum over the slab's passages of weight times passage.
+  void sum_queries() {
+    if (!gradients_->query_grads) return;
+    const std::size_t slices = std::min<std::size_t>(2 * threads_, blocks_of(problem_.dim, 96));
+    const std::size_t last = std::min((slab_first_ + slab_) * chunk_, problem_.passages);
+    parallel_for(slices, threads_, [&](std::size_t slice) {
+      const std::size_t begin = problem_.dim * slice / slices, end = problem_.dim * (slice + 1) / slices;
+      for (std::size_t first = slab_first_ * chunk_; first < last;) {
+        const std::size_t chunks = std::min(kDepthBlock / chunk_, (last - first) / chunk_);
+        const std::size_t count = chunks > 0 ? chunks * chunk_ : last - first;  // the last chunk may be short
+        sum_slice(begin, end, first, count, chunks > 0 ? chunks : 1);
+        first += count;
       }
     });
+  }
+
+  void sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count,
+                 std::size_t chunks) {
+    const std::size_t width = end - begin, depth = count / chunks;
+    Operands operands{passage(first) + begin, 1, problem_.dim, nullptr, depth, chunks, depth * problem_.dim,
+                      chunk_ * lanes_};
+    std::vector<float> store;
+    if (pairs_) {
+      const std::vector<float> zeros(width);
+      operands.depth = blocks_of(depth, 2);
+      store.resize(chunks * operands.depth * width);
+      for (std::size_t j = 0; j < count; j += 2)
+        kernels_.pair_rows(passage(first + j) + begin,
+                           j + 1 < count ? passage(first + j + 1) + begin : zeros.data(), width,
+                           &store[j / 2 * width]);
+      operands.scalars = store.data();
+      operands.step = width;
+      operands.block = operands.depth * width;
+    }
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      operands.panel = tile(panel, first);
+      multiply_(operands, width, &query_sums_[(panel * problem_.dim + begin) * lanes_], lanes_, first > 0);
+    }
+  }
+
+  // As a sum of weights times products, <u, g> of the queries is also the temperature's gradient, but for the
+  // margin.
+  void finish_queries() {
+    if (!gradients_->query_grads) return;
+    for_panels([this](std::size_t panel) {
+      const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
+      float* grads = gradients_->query_grads + (first_ + begin) * problem_.dim;
+      transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim, end - begin, grads,
+                problem_.dim);
+      for (std::size_t slot = begin; slot < end; ++slot) {
+        const std::size_t i = first_ + slot;
+        float* grad = gradients_->query_grads + i * problem_.dim;
+        double along = finish_row(query(i), norm_[slot], grad);
+        for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] *= norm_[slot];
+        const auto passages = positives_.of(i);
+        for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k)
+          along -= pair_gradient(i, positives_.first_pair(i) + k, passages[k]) * problem_.margin /
+                   problem_.temperature;
+        along_[slot] = along;
+      }
+    });
+    for (std::size_t slot = 0; slot < size_; ++slot)
+      *gradients_->temperature_grad -= along_[slot] / problem_.temperature;
+  }
+
+  void finish_passages() {
+    if (!gradients_->passage_grads || !problem_.normalize) return;
+    parallel_for(chunks_, threads_, [this](std::size_t chunk) {
+      for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
+        finish_row(passage(j), scale_[j] * problem_.temperature,
+                   gradients_->passage_grads + j * problem_.dim);
+    });
+  }
+
+  // Takes a gradient back through the normalisation, short of the factor 1 / |row|: g -= u <u, g> with
+  // u = row / |row|. Returns <u, g>.
+  double finish_row(const float* row, double inverse, float* grad) const {
+    double sums[8] = {};
+    const std::size_t whole = problem_.dim / 8 * 8;
+    for (std::size_t d = 0; d < whole; d += 8)
+      for (std::size_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(row[d + k]) * grad[d + k];
+    for (std::size_t d = whole; d < problem_.dim; ++d) sums[0] += static_cast<double>(row[d]) * grad[d];
+    double along = 0;
+    for (const double sum : sums) along += sum * inverse;
+    if (!problem_.normalize) return along;
+    const auto radial = static_cast<float>(along * inverse);
+    for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] -= row[d] * radial;
+    return along;
   }
 
   const InfoNceProblem& problem_;
@@ -281,26 +540,38 @@ class Pass {
   const int threads_;
   const simd::TileKernels& kernels_;
   const std::size_t lanes_;
+  const bool
+      pairs_;  // products of bfloat16: then everything a product reads is made of pairs, a pair to a float
+  const decltype(simd::TileKernels::multiply) multiply_;
+  const std::size_t units_;  // floats that hold a row: dim, or half as many pairs
   const std::size_t chunk_;  // passages in a chunk: a function of their number alone, as sums run by chunk
   const std::size_t chunks_;
   const std::size_t dim_panels_;
-  std::size_t panels_, block_;         // of a full query block
+  std::size_t slab_;                   // chunks that the tiles have room for
+  std::size_t panels_, block_;         // of a full block of queries
   std::size_t first_, size_, active_;  // the block at hand: its first query, its queries, its panels
+  std::size_t slab_first_;             // first chunk of the slab at hand
 
-  std::vector<float> scale_, bias_;                                          // (passages,)
-  std::vector<float> packed_, rows_, query_sums_;                            // see pack_queries, sum_queries
-  std::unique_ptr<float[]> tile_;                                            // [panel][passage][lane]
-  std::vector<float> chunk_max_, chunk_sum_;                                 // [panel][chunk][lane]
-  std::vector<float> norm_, target_logit_, shift_, weight_, target_weight_;  // (block,)
-  std::vector<std::int32_t> query_groups_;
-  std::vector<std::size_t> target_;
-  std::vector<double> temperature_parts_;
+  const Positives positives_;
+  std::vector<float> scale_, bias_;                  // (passages,): logit = product * scale + bias
+  std::vector<double> negatives_;                    // (queries,): log-sum-exp of the negatives
+  std::vector<float> shift_, weight_;                // (queries,), see close_rows
+  std::vector<float> pair_;                          // logits of the positive pairs
+  std::vector<float> column_max_, column_sum_;       // (passages,): running sums of the other direction
+  std::vector<double> column_negatives_;             // (passages,): as negatives_
+  std::vector<float> column_shift_, column_weight_;  // (passages,): as shift_ and weight_
+  std::vector<float> norm_;                          // (block,): 1 / |q|
+  std::vector<std::int32_t> groups_;                 // (block,)
+  std::vector<float> packed_, rows_, query_sums_;    // see pack_queries, sum_queries
+  std::unique_ptr<float[]> tile_;                    // [panel][passage of the slab][lane]
+  std::vector<float> chunk_max_, chunk_sum_;         // [panel][chunk][lane]
+  std::vector<double> along_;                        // (block,): <u, g>
 };
 
 }  // namespace
 
 void info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads) {
-  Pass(problem, losses, gradients, threads).run();
+  InfoNce(problem, losses, gradients, threads).run();
 }
 
 }  // namespace hybridfast

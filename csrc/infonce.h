@@ -19,10 +19,13 @@ struct InfoNceProblem {
   double margin;
   bool normalize;
   bool in_batch;
+  bool group_positives;  // every passage of a query's group is a positive, in the place of the target
+  bool bidirectional;
+  bool bfloat16;  // the factors of the products may be rounded to bfloat16
 };
 
-// What d(objective)/d(loss of query i) is known to be while the gradients are formed. `query_grads` and
-// `passage_grads` may be null: that product is then not computed. `temperature_grad` needs `query_grads`.
+// What to form where d(objective)/d(loss of query i) = weights[i]. `query_grads` and `passage_grads` may be
+// null: that product is then not computed. `temperature_grad` is formed with `query_grads`.
 struct InfoNceGradients {
   const float* weights;  // (queries,)
   float* query_grads;    // (queries, dim)
@@ -30,8 +33,9 @@ struct InfoNceGradients {
   double* temperature_grad;
 };
 
-// Writes the loss of every query and, where `gradients` is given, the gradients: one product pass for the
-// losses and one for each of the two gradients. Results do not depend on `threads`.
+// Writes the loss of every query and, where `gradients` is given, the gradients. One product pass for the
+// losses and one for each of the two gradients; both directions, or too many passages to keep the softmax of
+// 32 queries, take one more. Results do not depend on `threads`.
 void info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads);
 
 }  // namespace hybridfast

@@ -72,13 +72,9 @@ class Problem(NamedTuple):
         """What of this problem the native CPU kernels do not cover, in words; None when they cover it."""
         if self.queries.device.type != "cpu":
             return f"a tensor on {self.queries.device}"
-        if self.queries.dtype != torch.float32:
-            return f"inputs of {self.queries.dtype}"
-        if self.compute_dtype not in (None, torch.float32):
-            return f"compute_dtype={self.compute_dtype}"
-        if self.positives != "target":
-            return f"positives={self.positives!r}"
-        return "bidirectional=True" if self.bidirectional else None
+        if torch.float64 in (self.queries.dtype, self.compute_dtype):
+            return "float64"
+        return None
 
 
 def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients]:
@@ -102,7 +98,7 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients]:
 def _run_native(
     problem: Problem, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    queries, passages = problem.queries.detach().contiguous(), problem.passages.detach().contiguous()
+    queries, passages = (x.detach().float().contiguous() for x in (problem.queries, problem.passages))
     losses = torch.empty(len(queries))
     query_grads = passage_grads = None
     if weights is not None and (problem.needs[0] or problem.needs[2]):  # the temperature's comes with them
@@ -118,6 +114,9 @@ def _run_native(
         problem.margin,
         problem.normalize,
         problem.in_batch,
+        problem.positives == "groups",
+        problem.bidirectional,
+        (problem.compute_dtype or problem.queries.dtype) == torch.bfloat16,
         losses.numpy(),
         None if weights is None else weights.detach().float().contiguous().numpy(),
         None if query_grads is None else query_grads.numpy(),

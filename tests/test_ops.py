@@ -103,13 +103,13 @@ def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, spe
         assert (got - wanted).norm() <= 1.5 * (peer - wanted).norm() + floor
 
 
-def native(q, p, targets, threads, groups=None):
+def native(q, p, targets, threads, groups=None, bfloat16=False):
     losses, query_grads, passage_grads = torch.empty(len(q)), torch.empty_like(q), torch.empty_like(p)
     weights = np.full(len(q), 1 / len(q), dtype=np.float32)
     query_groups, passage_groups = groups or (None, None)
     temperature_grad = _core.info_nce(
-        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True,
-        losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
+        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True, False, True,
+        bfloat16, losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
     )  # fmt: skip
     return losses, query_grads, passage_grads, torch.tensor(temperature_grad)
 
@@ -117,10 +117,30 @@ def native(q, p, targets, threads, groups=None):
 def test_bits_do_not_depend_on_the_number_of_threads():
     q, p, targets = problem(700, 900, 70)  # two query blocks, nineteen chunks
     groups = np.arange(700, dtype=np.int32) % 50, np.arange(900, dtype=np.int32) % 70
-    first = native(q, p, targets, 1, groups)
-    for threads in (1, 2, 3, 8):
-        for value, wanted in zip(native(q, p, targets, threads, groups), first, strict=True):
-            assert torch.equal(value, wanted)
+    for bfloat16 in (False, True):
+        first = native(q, p, targets, 1, groups, bfloat16)
+        for threads in (1, 2, 3, 8):
+            for value, wanted in zip(native(q, p, targets, threads, groups, bfloat16), first, strict=True):
+                assert torch.equal(value, wanted)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bfloat16_products_round_the_factors_only(options):
+    """Odd sizes, so that pairs of dimensions, queries and passages all have an odd one out."""
+    q, p, targets = problem(37, 101, 19)
+    options = {"targets": targets, **options}
+    if options.pop("groups"):
+        options["query_groups"] = torch.arange(37) % 11
+        options["passage_groups"] = torch.arange(101) % 23
+    weights = torch.ones(37, dtype=torch.float64)
+    largest = 1 if options["normalize"] else float(q.norm(dim=1).max() * p.norm(dim=1).max())
+    temperature = 0.3 * largest
+    exact = gradients(reference.info_nce, q.double(), p.double(), temperature, weights, **options)
+    got = gradients(info_nce, q, p, temperature, weights, compute_dtype=torch.bfloat16, **options)
+    logit_error = 2**-8 * largest / temperature  # two roundings of relative 2^-9
+    assert (got[0] - exact[0]).abs().max() <= 2 * logit_error
+    for value, wanted in zip(got[1:3], exact[1:3], strict=True):
+        assert (value - wanted).norm() <= 4 * logit_error * wanted.norm()
 
 
 def test_binding_refuses_what_does_not_fit():

@@ -11,9 +11,10 @@ std::vector<const TileKernels*> supported() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2) levels.push_back(&avx2_kernels);
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    levels.push_back(&avx512_kernels);
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) levels.push_back(&avx512_kernels);
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) levels.push_back(&avx512bf16_kernels);
 #endif
   return levels;
 }
@@ -29,7 +30,8 @@ const TileKernels& choose() {
     if (std::string(level->name) == forced) return *level;
     names += (names.empty() ? "" : ", ") + std::string(level->name);
   }
-  throw std::invalid_argument("HYBRIDFAST_SIMD must be one of " + names + " on this CPU, got '" + forced + "'");
+  throw std::invalid_argument("HYBRIDFAST_SIMD must be one of " + names + " on this CPU, got '" + forced +
+                              "'");
 }
 
 }  // namespace

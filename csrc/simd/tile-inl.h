@@ -6,9 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "simd/tile.h"
 
 namespace {
+
+using hybridfast::simd::Operands;
 
 constexpr std::size_t kLanes = HYBRIDFAST_VECTOR_BYTES / sizeof(float);
 constexpr std::size_t kRows = HYBRIDFAST_ROWS;        // queries in a register block
@@ -29,43 +35,37 @@ void store(float* place, Vector value) {
   *reinterpret_cast<VectorU*>(place) = value;
 }
 Vector splat(float value) {
-  return Vector{} + value;
+  return value - Vector{};  // x - 0 is x in every bit, unlike x + 0: no instruction is spent on it
 }
 
-// kRows x kVectors accumulators stay in registers; each step of d loads kVectors vectors and broadcasts
-// kRows.
-void score_tile(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
-                std::size_t stride) {
-  Vector sums[kRows][kVectors] = {};
-  for (std::size_t d = 0; d < depth; ++d) {
-    Vector passages[kVectors];
-    for (std::size_t v = 0; v < kVectors; ++v)
-      passages[v] = *reinterpret_cast<const VectorU*>(passage_panel + d * kColumns + v * kLanes);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const float query = query_panel[d * kRows + r];
-      for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] += query * passages[v];
-    }
-  }
-  for (std::size_t r = 0; r < kRows; ++r)
-    for (std::size_t v = 0; v < kVectors; ++v)
-      *reinterpret_cast<VectorU*>(scores + r * stride + v * kLanes) = sums[r][v];
+// One step of a sum: a float times floats, or a pair of bfloat16 times pairs.
+template <bool Pairs>
+Vector step(Vector sum, float scalar, Vector vector) {
+#ifdef __AVX512BF16__
+  if constexpr (Pairs)
+    return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     reinterpret_cast<__m512bh>(_mm512_set1_ps(scalar)),
+                                                     reinterpret_cast<__m512bh>(vector)));
+#endif
+  return sum + scalar * vector;
 }
 
-template <std::size_t Rows>
-void multiply_rows(const hybridfast::simd::Operand& scalars, const float* panel, float* out,
-                   std::size_t stride, bool add) {
+// Rows x kVectors accumulators stay in registers; a step loads kVectors vectors and broadcasts Rows scalars.
+template <bool Pairs, std::size_t Rows>
+void multiply_rows(const Operands& operands, float* out, std::size_t stride, bool add) {
   Vector sums[Rows][kVectors];  // cleared by loops: an initialiser would be a memset on the stack
   for (std::size_t r = 0; r < Rows; ++r)
     for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = splat(0.0f);
-  const std::size_t row = scalars.row, step = scalars.step;
-  for (std::size_t o = 0; o < scalars.blocks; ++o) {
-    const float* scalar = scalars.data + o * scalars.block;
-    for (std::size_t k = 0; k < scalars.depth; ++k, scalar += step, panel += kColumns) {
+  const std::size_t row = operands.row;
+  for (std::size_t o = 0; o < operands.blocks; ++o) {
+    const float* scalars = operands.scalars + o * operands.block;
+    const float* panel = operands.panel + o * operands.panel_block;
+    for (std::size_t k = 0; k < operands.depth; ++k, scalars += operands.step, panel += kColumns) {
       Vector vectors[kVectors];
       for (std::size_t v = 0; v < kVectors; ++v) vectors[v] = load(panel + v * kLanes);
       for (std::size_t r = 0; r < Rows; ++r) {
-        const float factor = scalar[r * row];
-        for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] += factor * vectors[v];
+        const float scalar = scalars[r * row];
+        for (std::size_t v = 0; v < kVectors; ++v) sums[r][v] = step<Pairs>(sums[r][v], scalar, vectors[v]);
       }
     }
   }
@@ -76,22 +76,61 @@ void multiply_rows(const hybridfast::simd::Operand& scalars, const float* panel,
     }
 }
 
-template <std::size_t Rows>
-void multiply_tail(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count,
-                   float* out, std::size_t stride, bool add) {
+template <bool Pairs, std::size_t Rows>
+void multiply_rest(const Operands& operands, std::size_t count, float* out, std::size_t stride, bool add) {
   if (count == Rows)
-    multiply_rows<Rows>(scalars, panel, out, stride, add);
+    multiply_rows<Pairs, Rows>(operands, out, stride, add);
   else if constexpr (Rows > 1)
-    multiply_tail<Rows - 1>(scalars, panel, count, out, stride, add);
+    multiply_rest<Pairs, Rows - 1>(operands, count, out, stride, add);
 }
 
-void multiply(const hybridfast::simd::Operand& scalars, const float* panel, std::size_t count, float* out,
-              std::size_t stride, bool add) {
-  hybridfast::simd::Operand rest = scalars;
-  for (; count >= kRows; count -= kRows, rest.data += kRows * scalars.row, out += kRows * stride)
-    multiply_rows<kRows>(rest, panel, out, stride, add);
-  if (count > 0) multiply_tail<kRows - 1>(rest, panel, count, out, stride, add);
+template <bool Pairs>
+void multiply(const Operands& operands, std::size_t count, float* out, std::size_t stride, bool add) {
+  Operands rest = operands;
+  for (; count >= kRows; count -= kRows, rest.scalars += kRows * operands.row, out += kRows * stride)
+    multiply_rows<Pairs, kRows>(rest, out, stride, add);
+  if (count > 0) multiply_rest<Pairs, kRows - 1>(rest, count, out, stride, add);
 }
+
+void score_tile(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
+                std::size_t stride) {
+  multiply_rows<false, kRows>({query_panel, 1, kRows, passage_panel, depth}, scores, stride, false);
+}
+
+#ifdef __AVX512BF16__
+typedef std::uint16_t Halves __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2)));
+typedef std::uint32_t Words __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
+
+Words round_to_words(__m512 row) {
+  return __builtin_convertvector(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(row)), Words);
+}
+
+void pair_rows(const float* even, const float* odd, std::size_t count, float* pairs) {
+  std::size_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    const Words low = round_to_words(_mm512_loadu_ps(even + c)),
+                high = round_to_words(_mm512_loadu_ps(odd + c));
+    _mm512_storeu_ps(pairs + c, reinterpret_cast<__m512>(low | high << 16));
+  }
+  if (c == count) return;
+  const auto rest = static_cast<__mmask16>((1u << (count - c)) - 1);
+  const Words low = round_to_words(_mm512_maskz_loadu_ps(rest, even + c));
+  const Words high = round_to_words(_mm512_maskz_loadu_ps(rest, odd + c));
+  _mm512_mask_storeu_ps(pairs + c, rest, reinterpret_cast<__m512>(low | high << 16));
+}
+
+void pair_neighbours(const float* row, std::size_t count, float* pairs) {
+  std::size_t c = 0;
+  for (; c + kLanes <= count; c += kLanes)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + c / 2),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(row + c))));
+  if (c == count) return;
+  const auto rest = static_cast<__mmask16>((1u << (count - c)) - 1);
+  const auto units = static_cast<__mmask8>((1u << (count - c + 1) / 2) - 1);
+  const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, row + c));
+  _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
+}
+#endif
 
 // exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial. Results
 // below the least normal number are 0; NaN stays NaN.
@@ -156,6 +195,42 @@ void rescale(float* tile, std::size_t count, const float* scale, const float* ma
       float* place = tile + j * kColumns + v;
       store(place, load(place) * factor * scale[j]);
     }
+  }
+}
+
+void weigh(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
+           const float* row_shift, const float* row_weight) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    const Vector shifts = load(shift + v), weights = load(weight + v);
+    for (std::size_t j = 0; j < count; ++j) {
+      float* place = tile + j * kColumns + v;
+      const Vector logit = load(place);
+      const Vector sum =
+          weights * exp_nonpositive(logit - shifts) + row_weight[j] * exp_nonpositive(logit - row_shift[j]);
+      store(place, sum * scale[j]);
+    }
+  }
+}
+
+void add_rows(const float* tile, std::size_t count, std::size_t columns, float* max, float* sum) {
+  for (std::size_t j = 0; j < count; ++j) {
+    float padded[kColumns];
+    for (std::size_t c = 0; c < kColumns; ++c)
+      padded[c] = c < columns ? tile[j * kColumns + c] : kMinusInfinity;
+    Vector tops = load(padded);
+    for (std::size_t v = kLanes; v < kColumns; v += kLanes) {
+      const Vector value = load(padded + v);
+      tops = value > tops ? value : tops;
+    }
+    float top = max[j];
+    for (std::size_t c = 0; c < kLanes; ++c) top = tops[c] > top ? tops[c] : top;
+    const float shift = top == kMinusInfinity ? 0.0f : top;
+    Vector total = splat(0.0f);
+    for (std::size_t v = 0; v < kColumns; v += kLanes) total += exp_nonpositive(load(padded + v) - shift);
+    float add = 0.0f;
+    for (std::size_t c = 0; c < kLanes; ++c) add += total[c];
+    sum[j] = sum[j] * exp_nonpositive(splat(max[j] - shift))[0] + add;
+    max[j] = top;
   }
 }
 

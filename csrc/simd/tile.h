@@ -6,14 +6,18 @@
 
 namespace hybridfast::simd {
 
-// The scalar operand of `multiply`: entry (r, k) of its block o is data[r * row + k * step + o * block].
-struct Operand {
-  const float* data;
+// The operands of `multiply`: sums run over `blocks` blocks of `depth` steps. Step k of block o takes the
+// scalar scalars[r * row + k * step + o * block] for row r and the vector at panel[(k * columns) + o *
+// panel_block].
+struct Operands {
+  const float* scalars;
   std::size_t row;
   std::size_t step;
-  std::size_t depth;  // k runs over [0, depth) in each block
-  std::size_t block;
-  std::size_t blocks;  // o runs over [0, blocks)
+  const float* panel;
+  std::size_t depth;
+  std::size_t blocks = 1;
+  std::size_t block = 0;
+  std::size_t panel_block = 0;
 };
 
 // Matrices are cut into panels, so that a kernel streams them with unit stride. For `scores`, a query panel
@@ -31,28 +35,47 @@ struct TileKernels {
   void (*scores)(const float* query_panel, const float* passage_panel, std::size_t depth, float* scores,
                  std::size_t stride);
 
-  // out[r * stride + c] (+)= sum_(o, k) scalars(r, k, o) * panel[(o * depth + k) * columns + c], for `count`
+  // out[r * stride + c] (+)= the sum over blocks and steps of scalar r times vector entry c, for `count`
   // rows.
-  void (*multiply)(const Operand& scalars, const float* panel, std::size_t count, float* out,
-                   std::size_t stride, bool add);
+  void (*multiply)(const Operands& operands, std::size_t count, float* out, std::size_t stride, bool add);
 
-  // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where both kinds of groups are
-  // given, an entry whose passage and query share one becomes -inf.
+  // The same, with two bfloat16 in the place of every float, whose two products go to one float32 sum. Null
+  // where the instruction set has no such product.
+  void (*multiply_pairs)(const Operands& operands, std::size_t count, float* out, std::size_t stride,
+                         bool add);
+
+  // Rounding to such pairs, null alike: pairs[c] = (even[c], odd[c]) for c < count; and pairs[c] = (row[2c],
+  // row[2c + 1]), where an entry beyond `count` is 0.
+  void (*pair_rows)(const float* even, const float* odd, std::size_t count, float* pairs);
+  void (*pair_neighbours)(const float* row, std::size_t count, float* pairs);
+
+  // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where groups are given, an
+  // entry whose passage and query share one becomes -inf.
   void (*logits)(float* tile, std::size_t count, const float* scale, const float* bias,
                  const std::int32_t* passage_groups, const std::int32_t* query_groups);
 
   // tile = exp(tile - max), with the maximum and the sum of each column; a column of -inf gives (-inf, 0).
   void (*softmax)(float* tile, std::size_t count, float* max, float* sum);
 
+  // Adds each row of the tile to a running sum: with m the new maximum of row j,
+  // sum[j] = sum[j] * exp(max[j] - m) + sum_c exp(tile[j, c] - m), and max[j] = m.
+  void (*add_rows)(const float* tile, std::size_t count, std::size_t columns, float* max, float* sum);
+
   // tile[j, c] *= weight[c] * exp(max[c] - shift[c]) * scale[j].
   void (*rescale)(float* tile, std::size_t count, const float* scale, const float* max, const float* shift,
                   const float* weight);
+
+  // tile[j, c] = (weight[c] * exp(tile[j, c] - shift[c]) + row_weight[j] * exp(tile[j, c] - row_shift[j])) *
+  // scale[j].
+  void (*weigh)(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
+                const float* row_shift, const float* row_weight);
 };
 
 extern const TileKernels baseline_kernels;
 #ifdef HYBRIDFAST_X86
 extern const TileKernels avx2_kernels;
 extern const TileKernels avx512_kernels;
+extern const TileKernels avx512bf16_kernels;
 #endif
 
 }  // namespace hybridfast::simd

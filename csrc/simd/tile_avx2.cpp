@@ -3,5 +3,6 @@
 #define HYBRIDFAST_VECTORS 2
 #include "simd/tile-inl.h"
 
-const hybridfast::simd::TileKernels hybridfast::simd::avx2_kernels = {"avx2",   kRows,  kColumns, score_tile,
-                                                                      multiply, logits, softmax,  rescale};
+const hybridfast::simd::TileKernels hybridfast::simd::avx2_kernels = {
+    "avx2",  kRows,  kColumns, score_tile, multiply<false>, nullptr, nullptr,
+    nullptr, logits, softmax,  add_rows,   rescale,         weigh};

@@ -1,0 +1,8 @@
+#define HYBRIDFAST_VECTOR_BYTES 64
+#define HYBRIDFAST_ROWS 12
+#define HYBRIDFAST_VECTORS 2
+#include "simd/tile-inl.h"
+
+const hybridfast::simd::TileKernels hybridfast::simd::avx512bf16_kernels = {
+    "avx512bf16",    kRows,  kColumns, score_tile, multiply<false>, multiply<true>, pair_rows,
+    pair_neighbours, logits, softmax,  add_rows,   rescale,         weigh};
