@@ -14,7 +14,8 @@
 namespace hybridfast {
 namespace {
 
-// One parallel_for call. Blocks are handed out by `next`; a worker that joins late finds none left and leaves.
+// One parallel_for call. Blocks are handed out by `next`; a worker that joins late finds none left and
+// leaves.
 struct Job {
   Job(std::size_t block_count, const std::function<void(std::size_t)>& block_body)
       : blocks(block_count), body(block_body) {}
@@ -38,7 +39,7 @@ struct Job {
   std::atomic<std::size_t> next{0};
   std::mutex mutex;
   std::condition_variable idle;
-  int running = 0;  // workers inside work(); guarded by mutex
+  int running = 0;      // workers inside work(); guarded by mutex
   bool closed = false;  // the caller is leaving; guarded by mutex
   std::exception_ptr error;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,15 +77,27 @@ def set_prompts(model: SentenceTransformer, query: str | None, passage: str | No
         model.prompts["document"] = passage
 
 
-def embed(model: SentenceTransformer, features: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Embed tokenized texts with gradients: (B, D), not normalized.
+Features = dict[str, torch.Tensor]
+
+
+def embed(model: SentenceTransformer, *batches: Features) -> list[torch.Tensor]:
+    """Embed tokenized texts with gradients: one (B, D) tensor per batch, not normalized.
 
     Args:
-        features: ``input_ids`` and ``attention_mask``, both (B, length); or, for a static encoder,
+        batches: each ``input_ids`` and ``attention_mask``, both (B, length); or, for a static encoder,
             ``input_ids`` (tokens,) and ``offsets`` (B,).
     """
-    embeddings: torch.Tensor = model(features)["sentence_embedding"]
-    return embeddings
+    if not is_static(model):
+        return [model(batch)["sentence_embedding"] for batch in batches]
+    # All in one call: the gradient of an embedding is as large as its vocabulary, whatever the batch.
+    starts = [0, *itertools.accumulate(len(batch["input_ids"]) for batch in batches)]
+    joined = {
+        "input_ids": torch.cat([batch["input_ids"] for batch in batches]),
+        "offsets": torch.cat(
+            [batch["offsets"] + start for batch, start in zip(batches, starts, strict=False)]
+        ),
+    }
+    return list(model(joined)["sentence_embedding"].split([len(batch["offsets"]) for batch in batches]))
 
 
 def encode(

@@ -183,20 +183,17 @@ def train(
         batches = chain.from_iterable(map(sampler.epoch, count()))
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                queries_QD = encoders.embed(model, _to(batch.queries, device))
-                passages_ND = encoders.embed(model, _to(batch.passages, device))
-                query_groups = passage_groups = batch.mask_groups.to(device)
-                if batch.negatives is not None:
-                    negatives_MD = encoders.embed(model, _to(batch.negatives, device))
-                    passages_ND = torch.cat([passages_ND, negatives_MD])
-                    nobody = query_groups.new_full((len(negatives_MD),), -1)
-                    passage_groups = torch.cat([passage_groups, nobody])
+                texts = [batch.queries, batch.passages, batch.negatives]
+                queries_QD, *passages = encoders.embed(model, *(_to(text, device) for text in texts if text))
+                passages_ND = torch.cat(passages)
+                query_groups = batch.mask_groups.to(device)
+                negatives = query_groups.new_full((len(passages_ND) - len(queries_QD),), -1)
                 loss = info_nce(
                     queries_QD,
                     passages_ND,
                     config.temperature,
                     query_groups=query_groups,
-                    passage_groups=passage_groups,
+                    passage_groups=torch.cat([query_groups, negatives]),
                     in_batch=config.in_batch,
                     bidirectional=config.bidirectional,
                 )
@@ -240,8 +237,7 @@ def make_sampler(
     )
 
 
-def _to(features: dict[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
-    assert features is not None  # the sampler was given token ids
+def _to(features: encoders.Features, device: torch.device) -> encoders.Features:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in features.items()}
 
 
