@@ -75,6 +75,9 @@ class TrainConfig:
         "Cross-lingual batches: languages vary inside the batch (the paper's), or one pair per batch.",
     )
     batch_size: int = _setting(512, "Pairs in a batch; no parallel item twice.")
+    dedup: Literal["group", "text"] = _setting(
+        "text", "Never negatives of each other: passages of one item, or equal passages too."
+    )
     negatives: int = _setting(0, "Hard negatives per pair, where the data has them.")
     in_batch: bool = _setting(
         True, "Other queries' positives are negatives too. False: hard negatives alone, the paper's Eq. 1."
@@ -231,6 +234,7 @@ def make_sampler(
         cross=config.cross,
         languages=config.languages,
         negatives=config.negatives,
+        dedup=config.dedup,
         threads=config.num_workers,
         pin_memory=pin_memory,
         layout="flat" if static else "padded",
