@@ -20,18 +20,31 @@ AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
 
 
 class Tokens(Protocol):
-    """What the sampler reads of a corpus: the fields of `hybridfast.corpus.TokenizedCorpus`."""
+    """What the sampler reads of a corpus: fields of `hybridfast.corpus.TokenizedCorpus`.
 
-    languages: list[str]
-    sources: list[str]
-    token_ids: np.ndarray | None  # None: plan batches (groups and languages) without their text
-    text_indptr: np.ndarray | None
-    version_indptr: np.ndarray | None
-    version_GL: np.ndarray
-    source_G: np.ndarray
-    passage_hash_V: np.ndarray | None
-    pad_id: int
-    fingerprint: str
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text.
+    """
+
+    @property
+    def languages(self) -> list[str]: ...
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def version_GL(self) -> np.ndarray: ...
+    @property
+    def source_G(self) -> np.ndarray: ...
+    @property
+    def passage_hash_V(self) -> np.ndarray | None: ...
+    @property
+    def token_ids(self) -> np.ndarray | None: ...
+    @property
+    def text_indptr(self) -> np.ndarray | None: ...
+    @property
+    def version_indptr(self) -> np.ndarray | None: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
