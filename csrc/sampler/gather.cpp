@@ -82,7 +82,8 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
   if (options_.negatives == 0) return;
   choose_negatives(out);
   negative_spans_.resize(negative_texts_.size());
-  for (std::size_t i = 0; i < negative_texts_.size(); ++i) negative_spans_[i] = span(negative_texts_[i]);
+  for (std::size_t i = 0; i < negative_texts_.size(); ++i)
+    negative_spans_[i] = plan_.span(negative_texts_[i]);
   write(negative_spans_, out.negatives);
 }
 
@@ -94,13 +95,8 @@ void Gatherer::find_texts(const Row* row, std::size_t from, std::size_t to) {
     __builtin_prefetch(&corpus.version_GL[std::size_t{row[i].group} * corpus.languages]);
   }
   for (std::size_t i = from; i < to; ++i) {
-    query_texts_[i] = plan_.version(row[i].group, row[i].query);
-    passage_texts_[i] = plan_.version(row[i].group, row[i].passage);
-    if (static_cast<std::uint64_t>(query_texts_[i]) >= corpus.versions ||
-        static_cast<std::uint64_t>(passage_texts_[i]) >= corpus.versions) {
-      throw std::runtime_error("version_GL changed after the sampler was made: group " +
-                               std::to_string(row[i].group));
-    }
+    query_texts_[i] = plan_.existing_version(row[i].group, row[i].query);
+    passage_texts_[i] = plan_.existing_version(row[i].group, row[i].passage);
     __builtin_prefetch(&corpus.version_indptr[query_texts_[i]]);
     __builtin_prefetch(&corpus.version_indptr[passage_texts_[i]]);
   }
@@ -113,28 +109,12 @@ void Gatherer::find_texts(const Row* row, std::size_t from, std::size_t to) {
     __builtin_prefetch(&corpus.text_indptr[passage_texts_[i]]);
   }
   for (std::size_t i = from; i < to; ++i) {
-    query_spans_[i] = span(query_texts_[i]);
-    passage_spans_[i] = span(passage_texts_[i]);
+    query_spans_[i] = plan_.span(query_texts_[i]);
+    passage_spans_[i] = plan_.span(passage_texts_[i]);
   }
 }
 
-// Where a text's tokens lie.
-Gatherer::Span Gatherer::span(std::int64_t text) const {
-  const Corpus& corpus = plan_.corpus();
-  if (text < 0 || text >= corpus.texts) {
-    throw std::runtime_error("version_indptr points to text " + std::to_string(text) + " of " +
-                             std::to_string(corpus.texts));
-  }
-  const std::int64_t begin = corpus.text_indptr[text], end = corpus.text_indptr[text + 1];
-  if (begin < 0 || end < begin || end > corpus.tokens) {
-    throw std::runtime_error("text_indptr: text " + std::to_string(text) + " spans tokens " +
-                             std::to_string(begin) + ":" + std::to_string(end) + " of " +
-                             std::to_string(corpus.tokens));
-  }
-  return {begin, end - begin};
-}
-
-void Gatherer::prefetch(const Span& span) const {
+void Gatherer::prefetch(const Plan::Span& span) const {
   constexpr std::int64_t kLine = 64 / sizeof(std::int32_t);
   const std::int32_t* tokens = plan_.corpus().token_ids + span.first;
   for (std::int64_t at = 0; at < span.count + kLine - 1; at += kLine) __builtin_prefetch(tokens + at);
@@ -162,10 +142,10 @@ void Gatherer::choose_negatives(Batch& out) {
   out.negatives_found = negative_texts_.size();
 }
 
-void Gatherer::write(const std::vector<Span>& spans, Texts& out) {
+void Gatherer::write(const std::vector<Plan::Span>& spans, Texts& out) {
   out.texts = spans.size();
   out.tokens = out.length = 0;
-  for (const Span& span : spans) {
+  for (const Plan::Span& span : spans) {
     out.tokens += static_cast<std::size_t>(span.count);
     out.length = std::max(out.length, static_cast<std::size_t>(span.count));
   }
@@ -180,7 +160,7 @@ void Gatherer::write(const std::vector<Span>& spans, Texts& out) {
 }
 
 template <class Int>
-void Gatherer::write_padded(const std::vector<Span>& spans, Texts& out) const {
+void Gatherer::write_padded(const std::vector<Plan::Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(out.texts * out.length);
   Int* mask = out.mask.resize<Int>(out.texts * out.length);
@@ -196,7 +176,7 @@ void Gatherer::write_padded(const std::vector<Span>& spans, Texts& out) const {
 }
 
 template <class Int>
-void Gatherer::write_flat(const std::vector<Span>& spans, Texts& out) const {
+void Gatherer::write_flat(const std::vector<Plan::Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(std::max<std::size_t>(out.tokens, 1));
   Int* offsets = out.mask.resize<Int>(std::max<std::size_t>(out.texts, 1));
