@@ -9,15 +9,42 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from hybridfast import _core
-from hybridfast.corpus import TokenizedCorpus
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
+
+
+class Tokens(Protocol):
+    """What the sampler reads of a corpus: fields of `hybridfast.corpus.TokenizedCorpus`.
+
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text.
+    """
+
+    @property
+    def languages(self) -> list[str]: ...
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def version_GL(self) -> np.ndarray: ...
+    @property
+    def source_G(self) -> np.ndarray: ...
+    @property
+    def passage_hash_V(self) -> np.ndarray | None: ...
+    @property
+    def token_ids(self) -> np.ndarray | None: ...
+    @property
+    def text_indptr(self) -> np.ndarray | None: ...
+    @property
+    def version_indptr(self) -> np.ndarray | None: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +103,7 @@ class HybridSampler:
 
     def __init__(
         self,
-        tokens: TokenizedCorpus,
+        tokens: Tokens,
         batch_size: int = 1024,
         alpha: AlphaSchedule = 0.5,
         seed: int = 0,
@@ -350,7 +377,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
 
 
-def _chosen_languages(tokens: TokenizedCorpus, languages: Sequence[str] | None) -> list[str]:
+def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[str]:
     chosen = list(tokens.languages if languages is None else languages)
     unknown = [language for language in chosen if language not in tokens.languages]
     if unknown or not chosen or len(set(chosen)) < len(chosen) or len(chosen) > 255:
@@ -367,14 +394,14 @@ def _weights(name: str, weights: str | Mapping[str, float], keys: list[str]) -> 
     return [float(weights.get(key, 1.0)) for key in keys]
 
 
-def _version_count(tokens: TokenizedCorpus) -> int:
+def _version_count(tokens: Tokens) -> int:
     for array in (tokens.passage_hash_V, tokens.version_indptr):
         if array is not None:
             return len(array) - (array is tokens.version_indptr)
     return int(tokens.version_GL.max(initial=-1)) + 1
 
 
-def _checked_arrays(tokens: TokenizedCorpus) -> dict[str, np.ndarray | None]:
+def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     text = ("version_indptr", "text_indptr", "token_ids")
     arrays: dict[str, np.ndarray | None] = {}
     for name, dtype in _DTYPES.items():
@@ -392,9 +419,7 @@ def _checked_arrays(tokens: TokenizedCorpus) -> dict[str, np.ndarray | None]:
     return arrays
 
 
-def _check_batches(
-    batches: np.ndarray, batch_size: int, tokens: TokenizedCorpus, languages: list[str]
-) -> None:
+def _check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, languages: list[str]) -> None:
     if batches.dtype != np.int32 or not batches.flags.c_contiguous or batches.shape[1:] != (batch_size, 3):
         raise ValueError(
             f"batches must be C-contiguous int32 (N, {batch_size}, 3), got {batches.dtype} {batches.shape}"

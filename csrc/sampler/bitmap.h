@@ -12,9 +12,10 @@ class Bitmap {
  public:
   explicit Bitmap(std::uint32_t size) : size_(size), words_((size + 63) / 64) {}
 
-  void set(std::uint32_t i) { words_[i / 64] |= std::uint64_t{1} << (i % 64); }
+  // Positions 64 w .. 64 w + 63; those beyond the size must be 0.
+  void set_word(std::uint32_t w, std::uint64_t bits) { words_[w] = bits; }
 
-  // Call once, after the last set().
+  // Call once, after the last set_word().
   void index() {
     std::uint32_t ones = 0;
     for (std::size_t w = 0; w < words_.size(); ++w) {

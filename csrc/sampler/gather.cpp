@@ -9,7 +9,8 @@
 namespace hybridfast::sampler {
 namespace {
 
-constexpr std::size_t kAhead = 16;  // rows between a prefetch and its use
+constexpr std::size_t kAhead = 16;   // texts between a prefetch and its use
+constexpr std::size_t kChunk = 256;  // rows whose look-ups run step by step
 
 }  // namespace
 
@@ -69,62 +70,54 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
   const Corpus& corpus = plan_.corpus();
   if (!corpus.token_ids) return;
 
-  // Group -> version -> text -> tokens are dependent cache misses, so each step runs over all rows,
-  // prefetched.
   query_texts_.resize(rows);
   passage_texts_.resize(rows);
+  query_spans_.resize(rows);
+  passage_spans_.resize(rows);
   passage_ends_.resize(rows);
-  for (std::size_t i = 0; i < rows; ++i) {
-    if (i + kAhead < rows) {
-      __builtin_prefetch(&corpus.version_GL[std::size_t{row[i + kAhead].group} * corpus.languages]);
-    }
-    query_texts_[i] = plan_.version(row[i].group, row[i].query);
-    passage_texts_[i] = plan_.version(row[i].group, row[i].passage);
-    if (static_cast<std::uint64_t>(query_texts_[i]) >= corpus.versions ||
-        static_cast<std::uint64_t>(passage_texts_[i]) >= corpus.versions) {
-      throw std::runtime_error("version_GL changed after the sampler was made: group " +
-                               std::to_string(row[i].group));
-    }
+  for (std::size_t from = 0; from < rows; from += kChunk)
+    find_texts(row, from, std::min(from + kChunk, rows));
+  write(query_spans_, out.queries);
+  write(passage_spans_, out.passages);
+  if (options_.negatives == 0) return;
+  choose_negatives(out);
+  negative_spans_.resize(negative_texts_.size());
+  for (std::size_t i = 0; i < negative_texts_.size(); ++i)
+    negative_spans_[i] = plan_.span(negative_texts_[i]);
+  write(negative_spans_, out.negatives);
+}
+
+// Group -> version -> text -> tokens are dependent cache misses, so each step runs over a chunk of rows and
+// asks for what the next step will read.
+void Gatherer::find_texts(const Row* row, std::size_t from, std::size_t to) {
+  const Corpus& corpus = plan_.corpus();
+  for (std::size_t i = from; i < to; ++i) {
+    __builtin_prefetch(&corpus.version_GL[std::size_t{row[i].group} * corpus.languages]);
   }
-  for (std::size_t i = 0; i < rows; ++i) {
-    if (i + kAhead < rows) {
-      __builtin_prefetch(&corpus.version_indptr[query_texts_[i + kAhead]]);
-      __builtin_prefetch(&corpus.version_indptr[passage_texts_[i + kAhead]]);
-    }
+  for (std::size_t i = from; i < to; ++i) {
+    query_texts_[i] = plan_.existing_version(row[i].group, row[i].query);
+    passage_texts_[i] = plan_.existing_version(row[i].group, row[i].passage);
+    __builtin_prefetch(&corpus.version_indptr[query_texts_[i]]);
+    __builtin_prefetch(&corpus.version_indptr[passage_texts_[i]]);
+  }
+  for (std::size_t i = from; i < to; ++i) {
     const std::int64_t passage = passage_texts_[i];
     query_texts_[i] = corpus.version_indptr[query_texts_[i]];
     passage_texts_[i] = corpus.version_indptr[passage] + 1;
     passage_ends_[i] = corpus.version_indptr[passage + 1];
+    __builtin_prefetch(&corpus.text_indptr[query_texts_[i]]);
+    __builtin_prefetch(&corpus.text_indptr[passage_texts_[i]]);
   }
-  find_texts(query_texts_);
-  write(out.queries);
-  find_texts(passage_texts_);
-  write(out.passages);
-  if (options_.negatives == 0) return;
-  choose_negatives(out);
-  find_texts(negative_texts_);
-  write(out.negatives);
+  for (std::size_t i = from; i < to; ++i) {
+    query_spans_[i] = plan_.span(query_texts_[i]);
+    passage_spans_[i] = plan_.span(passage_texts_[i]);
+  }
 }
 
-// Where the tokens of these texts lie.
-void Gatherer::find_texts(const std::vector<std::int64_t>& texts) {
-  const Corpus& corpus = plan_.corpus();
-  spans_.resize(texts.size());
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    if (i + kAhead < texts.size()) __builtin_prefetch(&corpus.text_indptr[texts[i + kAhead]]);
-    const std::int64_t text = texts[i];
-    if (text < 0 || text >= corpus.texts) {
-      throw std::runtime_error("version_indptr points to text " + std::to_string(text) + " of " +
-                               std::to_string(corpus.texts));
-    }
-    const std::int64_t begin = corpus.text_indptr[text], end = corpus.text_indptr[text + 1];
-    if (begin < 0 || end < begin || end > corpus.tokens) {
-      throw std::runtime_error("text_indptr: text " + std::to_string(text) + " spans tokens " +
-                               std::to_string(begin) + ":" + std::to_string(end) + " of " +
-                               std::to_string(corpus.tokens));
-    }
-    spans_[i] = {begin, end - begin};
-  }
+void Gatherer::prefetch(const Plan::Span& span) const {
+  constexpr std::int64_t kLine = 64 / sizeof(std::int32_t);
+  const std::int32_t* tokens = plan_.corpus().token_ids + span.first;
+  for (std::int64_t at = 0; at < span.count + kLine - 1; at += kLine) __builtin_prefetch(tokens + at);
 }
 
 // Up to `negatives` of each row's, keyed by the row's place in the global batch; all in equal probability.
@@ -149,10 +142,10 @@ void Gatherer::choose_negatives(Batch& out) {
   out.negatives_found = negative_texts_.size();
 }
 
-void Gatherer::write(Texts& out) {
-  out.texts = spans_.size();
+void Gatherer::write(const std::vector<Plan::Span>& spans, Texts& out) {
+  out.texts = spans.size();
   out.tokens = out.length = 0;
-  for (const Span& span : spans_) {
+  for (const Plan::Span& span : spans) {
     out.tokens += static_cast<std::size_t>(span.count);
     out.length = std::max(out.length, static_cast<std::size_t>(span.count));
   }
@@ -160,22 +153,22 @@ void Gatherer::write(Texts& out) {
   out.length = std::max<std::size_t>((out.length + multiple - 1) / multiple * multiple, 1);
   out.padding = options_.flat ? 0 : out.texts * out.length - out.tokens;
   if (options_.flat) {
-    options_.wide ? write_flat<std::int64_t>(out) : write_flat<std::int32_t>(out);
+    options_.wide ? write_flat<std::int64_t>(spans, out) : write_flat<std::int32_t>(spans, out);
   } else {
-    options_.wide ? write_padded<std::int64_t>(out) : write_padded<std::int32_t>(out);
+    options_.wide ? write_padded<std::int64_t>(spans, out) : write_padded<std::int32_t>(spans, out);
   }
 }
 
 template <class Int>
-void Gatherer::write_padded(Texts& out) const {
+void Gatherer::write_padded(const std::vector<Plan::Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(out.texts * out.length);
   Int* mask = out.mask.resize<Int>(out.texts * out.length);
   const auto pad = static_cast<Int>(corpus.pad_id);
-  for (std::size_t i = 0; i < spans_.size(); ++i, ids += out.length, mask += out.length) {
-    if (i + kAhead < spans_.size()) __builtin_prefetch(corpus.token_ids + spans_[i + kAhead].first);
-    const auto count = static_cast<std::size_t>(spans_[i].count);
-    std::copy_n(corpus.token_ids + spans_[i].first, count, ids);
+  for (std::size_t i = 0; i < spans.size(); ++i, ids += out.length, mask += out.length) {
+    if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
+    const auto count = static_cast<std::size_t>(spans[i].count);
+    std::copy_n(corpus.token_ids + spans[i].first, count, ids);
     std::fill(ids + count, ids + out.length, pad);
     std::fill_n(mask, count, Int{1});
     std::fill(mask + count, mask + out.length, Int{0});
@@ -183,16 +176,16 @@ void Gatherer::write_padded(Texts& out) const {
 }
 
 template <class Int>
-void Gatherer::write_flat(Texts& out) const {
+void Gatherer::write_flat(const std::vector<Plan::Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(std::max<std::size_t>(out.tokens, 1));
   Int* offsets = out.mask.resize<Int>(std::max<std::size_t>(out.texts, 1));
   Int offset = 0;
-  for (std::size_t i = 0; i < spans_.size(); ++i) {
-    if (i + kAhead < spans_.size()) __builtin_prefetch(corpus.token_ids + spans_[i + kAhead].first);
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
     offsets[i] = offset;
-    std::copy_n(corpus.token_ids + spans_[i].first, static_cast<std::size_t>(spans_[i].count), ids + offset);
-    offset += static_cast<Int>(spans_[i].count);
+    std::copy_n(corpus.token_ids + spans[i].first, static_cast<std::size_t>(spans[i].count), ids + offset);
+    offset += static_cast<Int>(spans[i].count);
   }
 }
 

@@ -80,17 +80,15 @@ class Gatherer {
   void build(const Schedule& schedule, std::uint32_t index, Batch& out);
 
  private:
-  struct Span {
-    std::int64_t first, count;
-  };
   void check_files() const;
-  void find_texts(const std::vector<std::int64_t>& texts);
+  void find_texts(const Row* row, std::size_t from, std::size_t to);
+  void prefetch(const Plan::Span& span) const;
   void choose_negatives(Batch& out);
-  void write(Texts& out);
+  void write(const std::vector<Plan::Span>& spans, Texts& out);
   template <class Int>
-  void write_padded(Texts& out) const;
+  void write_padded(const std::vector<Plan::Span>& spans, Texts& out) const;
   template <class Int>
-  void write_flat(Texts& out) const;
+  void write_flat(const std::vector<Plan::Span>& spans, Texts& out) const;
 
   const Plan& plan_;
   const GatherOptions& options_;
@@ -98,7 +96,7 @@ class Gatherer {
   PlannedBatch planned_;
   std::vector<std::int64_t> query_texts_, passage_texts_, negative_texts_;
   std::vector<std::int64_t> passage_ends_;  // one past the last hard negative of each row
-  std::vector<Span> spans_;
+  std::vector<Plan::Span> query_spans_, passage_spans_, negative_spans_;
 };
 
 }  // namespace hybridfast::sampler

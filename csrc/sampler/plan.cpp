@@ -36,13 +36,18 @@ void shares_before(const Stream& stream, std::uint64_t rows, Use use) {
   }
 }
 
-double stream_draw(const Options& options, std::uint32_t epoch, std::uint32_t index) {
-  const Counter words = philox({word(Purpose::kStream), epoch, index, 0}, options.seed);
-  return unit(words[0], words[1]);
-}
-
-// The draws of a block: one number from each hundredth of [0, 1), in random order.
-void deal_block(const Options& options, std::uint32_t epoch, std::uint32_t block, double* draws) {
+// The draws of a block of batches: independent ones, or one number from each hundredth of [0, 1) in random
+// order.
+void draw_block(const Options& options, std::uint32_t epoch, std::uint32_t block, double* draws) {
+  if (!options.stratified) {
+    for (std::uint32_t i = 0; i < kBlock; i += kPhiloxLanes) {
+      const auto words = philox_lanes(word(Purpose::kStream), epoch, block * kBlock + i, options.seed);
+      for (std::uint32_t lane = 0; lane < std::min(kPhiloxLanes, kBlock - i); ++lane) {
+        draws[i + lane] = unit(words[0][lane], words[1][lane]);
+      }
+    }
+    return;
+  }
   Random random(options.seed, word(Purpose::kDeal), epoch, block);
   const double u = random.unit();
   for (std::uint32_t i = 0; i < kBlock; ++i) draws[i] = (i + u) / kBlock;
@@ -72,14 +77,16 @@ Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(st
 void Plan::order_by_source() {
   source_first_.assign(corpus_.sources + 1, 0);
   bool sorted = true;
-  for (std::uint32_t g = 0; g < corpus_.groups; ++g) {
+  for (std::uint32_t g = 0; g < corpus_.groups;) {
     const std::int32_t source = corpus_.source_G[g];
     if (source < 0 || static_cast<std::uint32_t>(source) >= corpus_.sources) {
       throw std::invalid_argument("source_G[" + std::to_string(g) + "] is " + std::to_string(source) +
                                   ", not one of " + std::to_string(corpus_.sources) + " sources");
     }
-    ++source_first_[source + 1];
     sorted &= g == 0 || corpus_.source_G[g - 1] <= source;
+    const std::uint32_t first = g;
+    while (g < corpus_.groups && corpus_.source_G[g] == source) ++g;
+    source_first_[source + 1] += g - first;
   }
   std::partial_sum(source_first_.begin(), source_first_.end(), source_first_.begin());
   if (sorted) return;
@@ -94,21 +101,26 @@ void Plan::find_languages() {
   const auto count = static_cast<std::uint32_t>(options_.languages.size());
   bitmaps_.assign(count + 1, Bitmap(corpus_.groups));
   const std::uint32_t needed = options_.cross == Cross::kMixed ? 2 : 1;
-  for (std::uint32_t place = 0; place < corpus_.groups; ++place) {
-    const std::uint32_t g = order_.empty() ? place : order_[place];
-    std::uint32_t present = 0;
-    for (std::uint32_t language = 0; language < count; ++language) {
-      const std::int32_t v = version(g, language);
-      if (v < 0) continue;
-      if (static_cast<std::uint32_t>(v) >= corpus_.versions) {
-        throw std::invalid_argument(
-            "version_GL[" + std::to_string(g) + ", " + std::to_string(options_.languages[language]) +
-            "] is " + std::to_string(v) + ", not one of " + std::to_string(corpus_.versions) + " versions");
+  std::vector<std::uint64_t> words(count + 1);
+  std::int32_t highest = -1;
+  for (std::uint32_t from = 0; from < corpus_.groups; from += 64) {
+    words.assign(count + 1, 0);
+    for (std::uint32_t bit = 0; bit < std::min(64U, corpus_.groups - from); ++bit) {
+      const std::uint32_t g = order_.empty() ? from + bit : order_[from + bit];
+      std::uint32_t present = 0;
+      for (std::uint32_t language = 0; language < count; ++language) {
+        const std::int32_t v = version(g, language);
+        highest = std::max(highest, v);
+        words[language] |= std::uint64_t{v >= 0} << bit;
+        present += v >= 0;
       }
-      bitmaps_[language].set(place);
-      ++present;
+      words[count] |= std::uint64_t{present >= needed} << bit;
     }
-    if (present >= needed) bitmaps_[count].set(place);
+    for (std::uint32_t i = 0; i <= count; ++i) bitmaps_[i].set_word(from / 64, words[i]);
+  }
+  if (highest >= 0 && static_cast<std::uint32_t>(highest) >= corpus_.versions) {
+    throw std::invalid_argument("version_GL holds " + std::to_string(highest) + ", not one of " +
+                                std::to_string(corpus_.versions) + " versions");
   }
   complete_ = true;
   const auto& weights = options_.language_weights;
@@ -253,6 +265,27 @@ void Plan::build_cross() {
   std::partial_sum(weights.begin(), weights.end(), cross_.cumulative.begin());
 }
 
+std::uint32_t Plan::existing_version(std::uint32_t group, std::uint32_t language) const {
+  const auto v = static_cast<std::uint32_t>(version(group, language));
+  if (v < corpus_.versions) return v;
+  throw std::runtime_error("version_GL changed after the sampler was made: group " + std::to_string(group) +
+                           " has no version in '" + options_.language_names[language] + "'");
+}
+
+Plan::Span Plan::span(std::int64_t text) const {
+  if (text < 0 || text >= corpus_.texts) {
+    throw std::runtime_error("version_indptr points to text " + std::to_string(text) + " of " +
+                             std::to_string(corpus_.texts));
+  }
+  const std::int64_t begin = corpus_.text_indptr[text], end = corpus_.text_indptr[text + 1];
+  if (begin < 0 || end < begin || end > corpus_.tokens) {
+    throw std::runtime_error("text_indptr: text " + std::to_string(text) + " spans tokens " +
+                             std::to_string(begin) + ":" + std::to_string(end) + " of " +
+                             std::to_string(corpus_.tokens));
+  }
+  return {begin, end - begin};
+}
+
 Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<double>& alphas)
     : epoch_(epoch), entries_(plan.batches()) {
   const Options& options = plan.options();
@@ -260,8 +293,8 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
   std::vector<std::uint32_t> dealt(plan.streams());
   double block[kBlock];
   for (std::uint32_t index = 0; index < plan.batches(); ++index) {
-    if (options.stratified && index % kBlock == 0) deal_block(options, epoch, index / kBlock, block);
-    double x = options.stratified ? block[index % kBlock] : stream_draw(options, epoch, index);
+    if (index % kBlock == 0) draw_block(options, epoch, index / kBlock, block);
+    double x = block[index % kBlock];
     const double alpha = alphas[alphas.size() == 1 ? 0 : index];
     const bool mono = x < alpha;
     const Plan::Choice& choice = plan.choice(mono);
@@ -333,6 +366,9 @@ void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
   out.rows.resize(rows);
   bool cross = false, several = false;
   for (std::uint32_t i = 0; i < rows; ++i, row += 3) {
+    if (row[0] < 0 || static_cast<std::uint32_t>(row[0]) >= plan_.corpus().groups) {
+      throw std::runtime_error("batches changed after the sampler was made: group " + std::to_string(row[0]));
+    }
     out.rows[i] = {static_cast<std::uint32_t>(row[0]), static_cast<std::uint8_t>(row[1]),
                    static_cast<std::uint8_t>(row[2])};
     cross |= row[1] != row[2];
@@ -435,6 +471,10 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
             &plan_.corpus().version_GL[std::size_t{out[i + kAhead].group} * plan_.corpus().languages]);
       }
       find(out[i].group);
+      if (found < (stream.mode == Mode::kSame ? 1 : 2)) {
+        throw std::runtime_error("version_GL changed after the sampler was made: group " +
+                                 std::to_string(out[i].group));
+      }
     }
     std::uint32_t q, p;
     if (plan_.equal_language_weights()) {
@@ -475,17 +515,16 @@ const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream
 // Sorted by the passage's length, then the query's; the batch of a length is drawn, or training would see it
 // rise.
 void Planner::sort_by_length(Window& window, std::uint32_t span) {
-  const Corpus& corpus = plan_.corpus();
+  const std::int64_t* version_indptr = plan_.corpus().version_indptr;
   const std::size_t rows = plan_.options().batch_size;
   const auto length = [&](std::int64_t text) {
-    return static_cast<std::uint64_t>(
-        std::clamp<std::int64_t>(corpus.text_indptr[text + 1] - corpus.text_indptr[text], 0, 0xFFFF));
+    return static_cast<std::uint64_t>(std::min<std::int64_t>(plan_.span(text).count, 0xFFFF));
   };
   sort_keys_.resize(window.rows.size());
   for (std::size_t i = 0; i < window.rows.size(); ++i) {
     const Row& row = window.rows[i];
-    const std::int64_t query = corpus.version_indptr[plan_.version(row.group, row.query)];
-    const std::int64_t passage = corpus.version_indptr[plan_.version(row.group, row.passage)] + 1;
+    const std::int64_t query = version_indptr[plan_.existing_version(row.group, row.query)];
+    const std::int64_t passage = version_indptr[plan_.existing_version(row.group, row.passage)] + 1;
     sort_keys_[i] = length(passage) << 48 | length(query) << 32 | i;
   }
   std::sort(sort_keys_.begin(), sort_keys_.end());
@@ -506,12 +545,13 @@ void Planner::text_keys(const Row* rows, std::size_t count) {
   const auto& columns = plan_.options().languages;
   versions_.resize(count);
   text_keys_.resize(count);
-  const auto version = [&](const Row& row) {
-    return &corpus.version_GL[std::size_t{row.group} * corpus.languages + columns[row.passage]];
-  };
   for (std::size_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) __builtin_prefetch(version(rows[i + kAhead]));
-    versions_[i] = static_cast<std::uint32_t>(*version(rows[i]));
+    if (i + kAhead < count) {
+      const Row& ahead = rows[i + kAhead];
+      __builtin_prefetch(
+          &corpus.version_GL[std::size_t{ahead.group} * corpus.languages + columns[ahead.passage]]);
+    }
+    versions_[i] = plan_.existing_version(rows[i].group, rows[i].passage);
   }
   for (std::size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) __builtin_prefetch(&corpus.passage_hash_V[versions_[i + kAhead]]);
@@ -604,20 +644,24 @@ void Planner::flag(PlannedBatch& batch, bool groups_meet) {
   batch.mask_groups.resize(rows);
   batch.flagged.assign(rows, 0);
   for (std::size_t i = 0; i < rows; ++i) {
-    std::uint32_t mask_group = batch.rows[i].group;
+    if (texts && i + kAhead < rows) table_.prefetch(text_keys_[i + kAhead]);
+    batch.mask_groups[i] = batch.rows[i].group;
     const auto meet = [&](std::uint64_t key) {  // values are row numbers plus 1
       std::uint64_t& earlier = table_[key];
-      if (earlier) {
-        mask_group = batch.mask_groups[earlier - 1];
-        batch.flagged[i] = 1;
-      } else {
+      if (!earlier) {
         earlier = i + 1;
+        return;
       }
+      const std::uint32_t theirs = batch.mask_groups[earlier - 1], ours = batch.mask_groups[i];
+      if (batch.flagged[i] && theirs != ours) {  // it repeats two rows that did not know of each other
+        std::replace(batch.mask_groups.begin(), batch.mask_groups.begin() + static_cast<std::ptrdiff_t>(i),
+                     ours, theirs);
+      }
+      batch.mask_groups[i] = theirs;
+      batch.flagged[i] = 1;
     };
-    if (texts && i + kAhead < rows) table_.prefetch(text_keys_[i + kAhead]);
     if (texts) meet(text_keys_[i]);
     if (groups_meet) meet(group_key(batch.rows[i].group));
-    batch.mask_groups[i] = mask_group;
   }
 }
 

@@ -142,6 +142,15 @@ class Plan {
   std::int32_t version(std::uint32_t group, std::uint32_t language) const {
     return corpus_.version_GL[std::size_t{group} * corpus_.languages + options_.languages[language]];
   }
+  // The version of a row, which must still exist: the arrays may be files that someone changed. Throws.
+  std::uint32_t existing_version(std::uint32_t group, std::uint32_t language) const;
+
+  // Where a text's tokens lie. Throws where the offsets do not fit the arrays.
+  struct Span {
+    std::int64_t first, count;
+  };
+  Span span(std::int64_t text) const;
+
   bool complete() const { return complete_; }  // every group exists in every language
   bool equal_language_weights() const { return equal_language_weights_; }
 
