@@ -21,5 +21,6 @@ def info_nce(
     weights: npt.NDArray[np.float32] | None,
     query_grads: npt.NDArray[np.float32] | None,
     passage_grads: npt.NDArray[np.float32] | None,
+    tolerance: float,
     threads: int,
-) -> float: ...
+) -> tuple[float, float, float]: ...

@@ -50,6 +50,7 @@ BAD = [
     ("margin must be finite, got inf", {"margin": math.inf}),
     ("grad_tolerance must be in [0, 1), got 1.0", {"grad_tolerance": 1.0}),
     ("compute_dtype must be one of torch.float32", {"compute_dtype": torch.int8}),
+    ("return_stats needs the gradients", {"return_stats": True, "reduction": "none"}),
     ("in_batch=False leaves the passage-to-query direction", {"in_batch": False, "bidirectional": True}),
 ]
 
