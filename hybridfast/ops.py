@@ -217,13 +217,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.save_for_backward(*grads)
 
 
+def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
+    """A saved gradient times the upstream one, in its own memory unless the graph is kept for later."""
+    graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    if type(saved) is not Tensor or graph_is_kept():  # a subclass is tracing
+        return saved * grad.to(saved.dtype)
+    return saved.mul_(grad).detach()
+
+
 def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
     if ctx.recompute:
         grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
     else:
-        grads = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        grads = [_scaled(saved, grad) for saved in ctx.saved_tensors]
     kept = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
     return (*kept, *[None] * (ctx.arguments - 3))
 

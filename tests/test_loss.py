@@ -136,6 +136,14 @@ def test_saves_the_gradients_and_nothing_else():
     assert sum(saved) <= q.nbytes + p.nbytes + 8
 
 
+def test_backward_reuses_the_memory_of_the_saved_gradients(batch):
+    q, p = batch
+    arguments = (q, p, torch.tensor(0.05), torch.arange(8), None, None, "target", False, True, 0.0, True, 0.0)
+    loss, _, saved, *_ = torch.ops.hybridfast.info_nce(*arguments, None, "auto", [True, True, False], "mean")
+    (2 * loss).backward()
+    assert p.grad.data_ptr() == saved.data_ptr()
+
+
 def test_module_learns_its_temperature_within_its_range(batch):
     module = InfoNCE(0.05, learn_temperature=True, temperature_range=(0.04, 1.0))
     module(*batch).backward()
