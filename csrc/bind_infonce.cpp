@@ -27,15 +27,15 @@ T* data_or_null(std::optional<Array<T>>& array) {
   return array ? array->mutable_data() : nullptr;
 }
 
-// Fills `losses` and, where `weights` is given, the gradients; returns d(objective)/d(temperature).
-double info_nce_binding(const Array<float>& queries, const Array<float>& passages, double temperature,
-                        const Array<std::int64_t>& targets,
-                        const std::optional<Array<std::int32_t>>& query_groups,
-                        const std::optional<Array<std::int32_t>>& passage_groups, double margin,
-                        bool normalize, bool in_batch, bool group_positives, bool bidirectional,
-                        bool bfloat16, Array<float>& losses, const std::optional<Array<float>>& weights,
-                        std::optional<Array<float>>& query_grads, std::optional<Array<float>>& passage_grads,
-                        int threads) {
+// Fills `losses` and, where `weights` is given, the gradients; returns d(objective)/d(temperature), the share
+// of pairs summed and the largest share of a query's negatives left out.
+std::tuple<double, double, double> info_nce_binding(
+    const Array<float>& queries, const Array<float>& passages, double temperature,
+    const Array<std::int64_t>& targets, const std::optional<Array<std::int32_t>>& query_groups,
+    const std::optional<Array<std::int32_t>>& passage_groups, double margin, bool normalize, bool in_batch,
+    bool group_positives, bool bidirectional, bool bfloat16, Array<float>& losses,
+    const std::optional<Array<float>>& weights, std::optional<Array<float>>& query_grads,
+    std::optional<Array<float>>& passage_grads, double tolerance, int threads) {
   if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
     throw py::value_error("queries and passages must be (Q, D) and (N, D) with N, D >= 1");
   const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
@@ -74,13 +74,14 @@ double info_nce_binding(const Array<float>& queries, const Array<float>& passage
                                bfloat16};
   double temperature_grad = 0;
   const InfoNceGradients gradients{weights ? weights->data() : nullptr, data_or_null(query_grads),
-                                   data_or_null(passage_grads), &temperature_grad};
+                                   data_or_null(passage_grads), &temperature_grad, tolerance};
+  InfoNceStats stats;
   float* out = losses.mutable_data();
   {
     const py::gil_scoped_release released;
-    info_nce(problem, out, weights ? &gradients : nullptr, threads);
+    stats = info_nce(problem, out, weights ? &gradients : nullptr, threads);
   }
-  return temperature_grad;
+  return {temperature_grad, stats.kept, stats.dropped};
 }
 
 }  // namespace
@@ -91,7 +92,8 @@ void register_infonce(py::module_& module) {
              py::arg("passage_groups").noconvert(), py::arg("margin"), py::arg("normalize"),
              py::arg("in_batch"), py::arg("group_positives"), py::arg("bidirectional"), py::arg("bfloat16"),
              py::arg("losses").noconvert(), py::arg("weights").noconvert(),
-             py::arg("query_grads").noconvert(), py::arg("passage_grads").noconvert(), py::arg("threads"));
+             py::arg("query_grads").noconvert(), py::arg("passage_grads").noconvert(), py::arg("tolerance"),
+             py::arg("threads"));
 }
 
 }  // namespace hybridfast

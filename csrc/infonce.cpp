@@ -18,6 +18,8 @@ using simd::Operands;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
 constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
+constexpr double kMostKept = 0.5;               // of a chunk's pairs, before the filter gives up
+constexpr double kSparseShare = 0.2;            // of a block's pairs, up to which a sparse sum is faster
 constexpr std::size_t kDepthBlock = 240;        // passages per step of the query gradients' sum
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
@@ -130,8 +132,12 @@ class InfoNce {
         shift_(padded(problem.queries)),
         weight_(padded(problem.queries)),
         pair_(positives_.pairs()) {
-    slab_ = std::min(chunks_, kTileFloats / lanes_ / chunk_);
-    panels_ = std::clamp<std::size_t>(kTileFloats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
+    filtering_ = gradients && gradients->tolerance > 0 && !problem.bidirectional;
+    const std::size_t tile_floats =
+        filtering_ ? kTileFloats / 2 : kTileFloats;  // the other half is for entries
+    slab_ = std::min(chunks_, tile_floats / lanes_ / chunk_);
+    filtering_ = filtering_ && slab_ == chunks_;
+    panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
     block_ = panels_ * lanes_;
     norm_.resize(block_);
@@ -151,9 +157,13 @@ class InfoNce {
     rows_.resize(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
     query_sums_.resize(panels_ * problem.dim * lanes_);
     along_.resize(block_);
+    if (!filtering_) return;
+    threshold_.resize(block_);
+    row_dropped_.resize(block_);
+    entries_.resize(chunks_);
   }
 
-  void run() {
+  InfoNceStats run() {
     prepare_passages();
     const bool one_stage = !problem_.bidirectional && slab_ == chunks_;
     for (std::size_t first = 0; first < problem_.queries; first += block_) {
@@ -163,11 +173,16 @@ class InfoNce {
       for_panels([this](std::size_t panel) { close_rows(panel); });
       if (!gradients_ || !one_stage) continue;
       slab_first_ = 0;
+      if (filtering_ && sum_sparsely()) {
+        finish_queries();
+        continue;
+      }
       for_chunks([this](std::size_t chunk) {
         rescale_chunk(chunk);
         finish_chunk(chunk);
       });
       sum_queries();
+      transpose_queries();
       finish_queries();
     }
     if (problem_.bidirectional) close_columns();
@@ -180,9 +195,12 @@ class InfoNce {
         });
         sum_queries();
       }
+      transpose_queries();
       finish_queries();
     }
     if (gradients_) finish_passages();
+    const double pairs = static_cast<double>(problem_.queries) * static_cast<double>(problem_.passages);
+    return {1 - skipped_ / pairs, dropped_};
   }
 
  private:
@@ -484,18 +502,189 @@ class InfoNce {
     }
   }
 
+  void transpose_queries() {
+    if (!gradients_->query_grads) return;
+    for_panels([this](std::size_t panel) {
+      transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim,
+                std::min(lanes_, size_ - panel * lanes_), query_grad(panel * lanes_), problem_.dim);
+    });
+  }
+
+  float* query_grad(std::size_t slot) const {
+    return gradients_->query_grads + (first_ + slot) * problem_.dim;
+  }
+
+  // The certified filter. Forms the block's gradients from its positives and the negatives above a threshold,
+  // chosen for each query so that those below sum to at most the tolerance. Returns false, having changed
+  // nothing, where too many are left for that to pay.
+  bool sum_sparsely() {
+    const auto negatives = static_cast<float>(gradients_->tolerance / static_cast<double>(problem_.passages));
+    for_panels([&](std::size_t panel) { choose_thresholds(panel, negatives); });
+    if (std::any_of(row_dropped_.begin(), row_dropped_.begin() + size_,
+                    [](float x) { return std::isnan(x); }))
+      return false;
+    for_chunks([this](std::size_t chunk) { select_entries(chunk); });
+    std::size_t kept = 0;
+    bool fits = true;
+    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
+      fits = fits && entries_[chunk].fits;
+      kept += entries_[chunk].place.size();
+    }
+    const double pairs = static_cast<double>(size_) * static_cast<double>(problem_.passages);
+    if (!fits || static_cast<double>(kept) > kSparseShare * pairs) return false;
+    skipped_ += pairs - static_cast<double>(kept);
+    for (std::size_t slot = 0; slot < size_; ++slot)
+      dropped_ = std::max(dropped_, static_cast<double>(row_dropped_[slot]));
+    if (gradients_->passage_grads) for_chunks([this](std::size_t chunk) { combine_queries(chunk); });
+    if (gradients_->query_grads) for_panels([this](std::size_t panel) { combine_passages(panel); });
+    return true;
+  }
+
+  // Sums by level what each query would lose, and takes the highest level that it can afford. Entries below
+  // tolerance / passages always can be dropped.
+  void choose_thresholds(std::size_t panel, float lowest) {
+    constexpr std::size_t kLevels = simd::TileKernels::kLevels;
+    std::vector<double> totals(kLevels * lanes_);
+    std::vector<float> dropped(kLevels * lanes_), factor(lanes_);
+    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
+      std::fill(dropped.begin(), dropped.end(), 0.0f);
+      share_factors(panel, chunk, factor.data());
+      kernels_.survey(tile(panel, chunk * chunk_), chunk_size(chunk), factor.data(), 2 * lowest,
+                      dropped.data());
+      for (std::size_t k = 0; k < totals.size(); ++k) totals[k] += dropped[k];
+    }
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
+      const std::size_t slot = panel * lanes_ + lane;
+      threshold_[slot] = lowest;
+      row_dropped_[slot] = static_cast<float>(std::min(totals[lane], gradients_->tolerance));
+      if (std::isnan(totals[lane])) row_dropped_[slot] = std::numeric_limits<float>::quiet_NaN();
+      for (std::size_t l = 0; l < kLevels && totals[l * lanes_ + lane] <= gradients_->tolerance; ++l) {
+        threshold_[slot] = lowest * static_cast<float>(2u << l);
+        row_dropped_[slot] = static_cast<float>(totals[l * lanes_ + lane]);
+      }
+    }
+  }
+
+  // What turns a tile's exponentials into shares of their query's negatives.
+  void share_factors(std::size_t panel, std::size_t chunk, float* factor) const {
+    for (std::size_t lane = 0; lane < lanes_; ++lane) {
+      const std::size_t slot = panel * lanes_ + lane;
+      const float max = chunk_max_[(panel * chunks_ + chunk) * lanes_ + lane];
+      factor[lane] = slot < size_ && max != -kInfinity
+                         ? static_cast<float>(std::exp(max - negatives_[first_ + slot]))
+                         : 0.0f;
+    }
+  }
+
+  // The block's entries in one chunk, panel by panel, the positives last: `place` is row * lanes_ + lane in
+  // the panel's tile, `weight` is d(objective)/d(product).
+  struct Entries {
+    std::vector<std::uint32_t> place;
+    std::vector<float> weight;
+    std::vector<std::size_t> panel_end;  // where each panel's end
+    bool fits;
+  };
+
+  void select_entries(std::size_t chunk) {
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk), limit = count * lanes_;
+    Entries& entries = entries_[chunk];
+    const auto most = static_cast<std::size_t>(kMostKept * static_cast<double>(count * size_));
+    entries.place.clear();
+    entries.weight.clear();
+    entries.panel_end.clear();
+    entries.fits = false;
+    std::vector<std::uint32_t> places(limit + 2 * lanes_);
+    std::vector<float> factor(lanes_), threshold(lanes_);
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      const float* exponentials = tile(panel, first);
+      share_factors(panel, chunk, factor.data());
+      for (std::size_t lane = 0; lane < lanes_; ++lane)
+        threshold[lane] = factor[lane] > 0 ? threshold_[panel * lanes_ + lane] / factor[lane] : kInfinity;
+      const std::size_t found = kernels_.select(exponentials, count, threshold.data(), limit, places.data());
+      if (entries.place.size() + found > most) return;
+      const float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];
+      for (std::size_t lane = 0; lane < lanes_; ++lane) {
+        const std::size_t i = first_ + panel * lanes_ + lane;
+        factor[lane] = weight_[i] * std::exp(max[lane] - shift_[i]);
+      }
+      for (std::size_t k = 0; k < found; ++k) {
+        entries.place.push_back(places[k]);
+        entries.weight.push_back(exponentials[places[k]] * factor[places[k] % lanes_] *
+                                 scale_[first + places[k] / lanes_]);
+      }
+      visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
+        entries.place.push_back(static_cast<std::uint32_t>((j - first) * lanes_ + lane));
+        entries.weight.push_back(
+            static_cast<float>(pair_gradient(first_ + panel * lanes_ + lane, pair, j) * scale_[j]));
+      });
+      entries.panel_end.push_back(entries.place.size());
+    }
+    entries.fits = true;
+  }
+
+  // Entries sorted by the row that they are summed into.
+  struct ByRow {
+    explicit ByRow(std::size_t rows) : end(rows + 1) {}
+    void count(std::size_t row) { ++end[row + 1]; }
+    void reserve() {
+      for (std::size_t row = 1; row < end.size(); ++row) end[row] += end[row - 1];
+      index.resize(end.back());
+      weight.resize(end.back());
+    }
+    void add(std::size_t row, std::size_t other, float w) {
+      index[end[row]] = static_cast<std::uint32_t>(other);
+      weight[end[row]++] = w;
+    }
+    std::size_t begin(std::size_t row) const { return row == 0 ? 0 : end[row - 1]; }
+
+    std::vector<std::size_t> end;
+    std::vector<std::uint32_t> index;
+    std::vector<float> weight;
+  };
+
+  void combine_queries(std::size_t chunk) {
+    const Entries& entries = entries_[chunk];
+    ByRow sorted(chunk_size(chunk));
+    for (const std::uint32_t place : entries.place) sorted.count(place / lanes_);
+    sorted.reserve();
+    for (std::size_t panel = 0, k = 0; panel < active_; ++panel)
+      for (; k < entries.panel_end[panel]; ++k) {
+        const std::size_t slot = panel * lanes_ + entries.place[k] % lanes_;
+        sorted.add(entries.place[k] / lanes_, slot, entries.weight[k] * norm_[slot]);
+      }
+    for (std::size_t row = 0; row < chunk_size(chunk); ++row)
+      kernels_.combine_rows(query(first_), problem_.dim, &sorted.index[sorted.begin(row)],
+                            &sorted.weight[sorted.begin(row)], sorted.end[row] - sorted.begin(row),
+                            gradients_->passage_grads + (chunk * chunk_ + row) * problem_.dim, first_ > 0);
+  }
+
+  void combine_passages(std::size_t panel) {
+    ByRow sorted(lanes_);
+    const auto each = [&](auto visit) {
+      for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
+        const Entries& entries = entries_[chunk];
+        for (std::size_t k = panel == 0 ? 0 : entries.panel_end[panel - 1]; k < entries.panel_end[panel]; ++k)
+          visit(entries.place[k] % lanes_, chunk * chunk_ + entries.place[k] / lanes_, entries.weight[k]);
+      }
+    };
+    each([&](std::size_t lane, std::size_t, float) { sorted.count(lane); });
+    sorted.reserve();
+    each([&](std::size_t lane, std::size_t j, float weight) { sorted.add(lane, j, weight); });
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
+      kernels_.combine_rows(problem_.passage_rows, problem_.dim, &sorted.index[sorted.begin(lane)],
+                            &sorted.weight[sorted.begin(lane)], sorted.end[lane] - sorted.begin(lane),
+                            query_grad(panel * lanes_ + lane), false);
+  }
+
   // As a sum of weights times products, <u, g> of the queries is also the temperature's gradient, but for the
   // margin.
   void finish_queries() {
     if (!gradients_->query_grads) return;
     for_panels([this](std::size_t panel) {
       const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
-      float* grads = gradients_->query_grads + (first_ + begin) * problem_.dim;
-      transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim, end - begin, grads,
-                problem_.dim);
       for (std::size_t slot = begin; slot < end; ++slot) {
         const std::size_t i = first_ + slot;
-        float* grad = gradients_->query_grads + i * problem_.dim;
+        float* grad = query_grad(slot);
         double along = finish_row(query(i), norm_[slot], grad);
         for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] *= norm_[slot];
         const auto passages = positives_.of(i);
@@ -565,13 +754,18 @@ class InfoNce {
   std::vector<float> packed_, rows_, query_sums_;    // see pack_queries, sum_queries
   std::unique_ptr<float[]> tile_;                    // [panel][passage of the slab][lane]
   std::vector<float> chunk_max_, chunk_sum_;         // [panel][chunk][lane]
-  std::vector<double> along_;                        // (block,): <u, g>
+  bool filtering_;
+  std::vector<float> threshold_, row_dropped_;  // (block,), see choose_thresholds
+  std::vector<Entries> entries_;                // (chunks,)
+  double skipped_ = 0, dropped_ = 0;            // pairs left out; see InfoNceStats
+  std::vector<double> along_;                   // (block,): <u, g>
 };
 
 }  // namespace
 
-void info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads) {
-  InfoNce(problem, losses, gradients, threads).run();
+InfoNceStats info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients,
+                      int threads) {
+  return InfoNce(problem, losses, gradients, threads).run();
 }
 
 }  // namespace hybridfast

@@ -31,11 +31,20 @@ struct InfoNceGradients {
   float* query_grads;    // (queries, dim)
   float* passage_grads;  // (passages, dim)
   double* temperature_grad;
+  double
+      tolerance;  // the share of a query's negatives that its gradients may leave out; 0: form them in full
+};
+
+// What the gradients left out.
+struct InfoNceStats {
+  double kept = 1;     // share of the pairs that were summed
+  double dropped = 0;  // the largest share, over queries, of the negatives' mass that was not
 };
 
 // Writes the loss of every query and, where `gradients` is given, the gradients. One product pass for the
 // losses and one for each of the two gradients; both directions, or too many passages to keep the softmax of
 // 32 queries, take one more. Results do not depend on `threads`.
-void info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads);
+InfoNceStats info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients,
+                      int threads);
 
 }  // namespace hybridfast

@@ -59,5 +59,6 @@ def info_nce(
     weights: NDArray[np.float32] | None,
     query_grads: NDArray[np.float32] | None,
     passage_grads: NDArray[np.float32] | None,
+    tolerance: float,
     threads: int,
-) -> float: ...
+) -> tuple[float, float, float]: ...

@@ -12,14 +12,15 @@ from hybridfast import _core, chunked
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, passages and temperature; empty where not asked for
+Formed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # losses, then gradients
 
 _PROBLEM = (
     "Tensor queries, Tensor passages, Tensor temperature, Tensor targets, Tensor? query_groups, "
     "Tensor? passage_groups, str positives, bool bidirectional, bool in_batch, float margin, "
-    "bool normalize, ScalarType? compute_dtype, str backend, bool[] needs"
+    "bool normalize, float grad_tolerance, ScalarType? compute_dtype, str backend, bool[] needs"
 )
 torch.library.define(
-    "hybridfast::info_nce", f"({_PROBLEM}, str reduction) -> (Tensor, Tensor, Tensor, Tensor)"
+    "hybridfast::info_nce", f"({_PROBLEM}, str reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 torch.library.define(
     "hybridfast::info_nce_gradients", f"({_PROBLEM}, Tensor weights) -> (Tensor, Tensor, Tensor)"
@@ -40,6 +41,7 @@ class Problem(NamedTuple):
     in_batch: bool
     margin: float
     normalize: bool
+    grad_tolerance: float
     compute_dtype: torch.dtype | None
     backend: str
     needs: list[bool]
@@ -77,27 +79,29 @@ class Problem(NamedTuple):
         return None
 
 
-def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients]:
-    """Losses (Q,) and, given weights = d(objective)/d(losses), the gradients that are needed."""
+def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, Tensor]:
+    """Losses (Q,), the gradients that are needed, given weights = d(objective)/d(losses), and statistics.
+
+    The statistics are two float64: the share of pairs that the gradients sum, and the largest share of a
+    query's negatives that they leave out.
+    """
     problem.check_values()
     gap = problem.native_gap()
     if problem.backend == "cpu" and gap:
         raise ValueError(f"backend='cpu' does not cover {gap}; use backend='auto' or 'torch'")
     if gap is None and problem.backend in ("auto", "cpu"):
-        losses, *grads = _run_native(problem, weights)
+        (losses, *grads), stats = _run_native(problem, weights)
     else:
-        losses, *grads = _run_torch(problem, weights)
+        (losses, *grads), stats = _run_torch(problem, weights), (1.0, 0.0)
     inputs = (problem.queries, problem.passages, problem.temperature)
     wanted = [
         like.new_empty(0) if grad is None or not need else grad.to(like)
         for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
     ]
-    return losses, (wanted[0], wanted[1], wanted[2])
+    return losses, (wanted[0], wanted[1], wanted[2]), torch.tensor(stats, dtype=torch.float64)
 
 
-def _run_native(
-    problem: Problem, weights: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple[float, float]]:
     queries, passages = (x.detach().float().contiguous() for x in (problem.queries, problem.passages))
     losses = torch.empty(len(queries))
     query_grads = passage_grads = None
@@ -105,7 +109,7 @@ def _run_native(
         query_grads = torch.empty_like(queries)
     if weights is not None and problem.needs[1]:
         passage_grads = torch.empty_like(passages)
-    temperature_grad = _core.info_nce(
+    temperature_grad, *stats = _core.info_nce(
         queries.numpy(),
         passages.numpy(),
         problem.temperature.item(),
@@ -121,10 +125,11 @@ def _run_native(
         None if weights is None else weights.detach().float().contiguous().numpy(),
         None if query_grads is None else query_grads.numpy(),
         None if passage_grads is None else passage_grads.numpy(),
+        problem.grad_tolerance,
         torch.get_num_threads(),
     )
     formed = None if weights is None else problem.temperature.new_tensor(temperature_grad)
-    return losses, query_grads, passage_grads, formed
+    return (losses, query_grads, passage_grads, formed), (stats[0], stats[1])
 
 
 def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) -> tuple[Any, Any]:
@@ -136,9 +141,7 @@ def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) ->
     return dense[: len(query_groups)], dense[len(query_groups) :]
 
 
-def _run_torch(
-    problem: Problem, weights: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _run_torch(problem: Problem, weights: Tensor | None) -> Formed:
     with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
         return chunked.info_nce(
             problem.queries,
@@ -158,27 +161,28 @@ def _run_torch(
 
 
 @torch.library.impl("hybridfast::info_nce", "CompositeExplicitAutograd")
-def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *shared, reduction = arguments
     problem = Problem(*shared)
     weights = None
     if reduction != "none" and any(problem.needs):
         weight = 1 / len(problem.queries) if reduction == "mean" else 1.0
         weights = problem.queries.new_full((len(problem.queries),), weight, dtype=problem.loss_dtype)
-    losses, grads = _run(problem, weights)
+    losses, grads, stats = _run(problem, weights)
     if reduction != "none":
         losses = losses.mean() if reduction == "mean" else losses.sum()
-    return losses, *grads
+    return losses, *grads, stats
 
 
 @torch.library.register_fake("hybridfast::info_nce")
-def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *shared, reduction = arguments
     problem = Problem(*shared)
     if reduction == "none":
         problem = problem._replace(needs=[False] * 3)
     shape = (len(problem.queries),) if reduction == "none" else ()
-    return problem.queries.new_empty(shape, dtype=problem.loss_dtype), *_fake_gradients(problem)
+    loss = problem.queries.new_empty(shape, dtype=problem.loss_dtype)
+    return loss, *_fake_gradients(problem), torch.empty(2, dtype=torch.float64, device="cpu")
 
 
 @torch.library.impl("hybridfast::info_nce_gradients", "CompositeExplicitAutograd")
@@ -202,8 +206,8 @@ def _fake_gradients(problem: Problem) -> Gradients:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *shared, reduction = inputs
-    _, *grads = output
-    ctx.mark_non_differentiable(*grads)
+    _, *grads, stats = output
+    ctx.mark_non_differentiable(*grads, stats)
     ctx.needs, ctx.arguments = Problem(*shared).needs, len(inputs)
     ctx.recompute = reduction == "none"  # the weight of each loss comes with the backward pass
     if ctx.recompute:
@@ -213,13 +217,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.save_for_backward(*grads)
 
 
+def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
+    """A saved gradient times the upstream one, in its own memory unless the graph is kept for later."""
+    graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    if type(saved) is not Tensor or graph_is_kept():  # a subclass is tracing
+        return saved * grad.to(saved.dtype)
+    return saved.mul_(grad).detach()
+
+
 def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
     if ctx.recompute:
         grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
     else:
-        grads = [saved * grad.to(saved.dtype) for saved in ctx.saved_tensors]
+        grads = [_scaled(saved, grad) for saved in ctx.saved_tensors]
     kept = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
     return (*kept, *[None] * (ctx.arguments - 3))
 

@@ -50,6 +50,7 @@ BAD = [
     ("margin must be finite, got inf", {"margin": math.inf}),
     ("grad_tolerance must be in [0, 1), got 1.0", {"grad_tolerance": 1.0}),
     ("compute_dtype must be one of torch.float32", {"compute_dtype": torch.int8}),
+    ("return_stats needs the gradients", {"return_stats": True, "reduction": "none"}),
     ("in_batch=False leaves the passage-to-query direction", {"in_batch": False, "bidirectional": True}),
 ]
 
@@ -133,6 +134,14 @@ def test_saves_the_gradients_and_nothing_else():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
         info_nce(q, p)
     assert sum(saved) <= q.nbytes + p.nbytes + 8
+
+
+def test_backward_reuses_the_memory_of_the_saved_gradients(batch):
+    q, p = batch
+    arguments = (q, p, torch.tensor(0.05), torch.arange(8), None, None, "target", False, True, 0.0, True, 0.0)
+    loss, _, saved, *_ = torch.ops.hybridfast.info_nce(*arguments, None, "auto", [True, True, False], "mean")
+    (2 * loss).backward()
+    assert p.grad.data_ptr() == saved.data_ptr()
 
 
 def test_module_learns_its_temperature_within_its_range(batch):

@@ -103,13 +103,14 @@ def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, spe
         assert (got - wanted).norm() <= 1.5 * (peer - wanted).norm() + floor
 
 
-def native(q, p, targets, threads, groups=None, bfloat16=False):
+def native(q, p, targets, threads, groups=None, bfloat16=False, tolerance=0.0):
     losses, query_grads, passage_grads = torch.empty(len(q)), torch.empty_like(q), torch.empty_like(p)
     weights = np.full(len(q), 1 / len(q), dtype=np.float32)
     query_groups, passage_groups = groups or (None, None)
-    temperature_grad = _core.info_nce(
-        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups, 0.0, True, True, False, True,
-        bfloat16, losses.numpy(), weights, query_grads.numpy(), passage_grads.numpy(), threads,
+    temperature_grad, *_stats = _core.info_nce(
+        q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups,
+        0.0, True, True, False, False, bfloat16, losses.numpy(), weights,
+        query_grads.numpy(), passage_grads.numpy(), tolerance, threads,
     )  # fmt: skip
     return losses, query_grads, passage_grads, torch.tensor(temperature_grad)
 
@@ -117,10 +118,11 @@ def native(q, p, targets, threads, groups=None, bfloat16=False):
 def test_bits_do_not_depend_on_the_number_of_threads():
     q, p, targets = problem(700, 900, 70)  # two query blocks, nineteen chunks
     groups = np.arange(700, dtype=np.int32) % 50, np.arange(900, dtype=np.int32) % 70
-    for bfloat16 in (False, True):
-        first = native(q, p, targets, 1, groups, bfloat16)
+    for bfloat16, tolerance in itertools.product((False, True), (0.0, 0.1)):
+        first = native(q, p, targets, 1, groups, bfloat16, tolerance)
         for threads in (1, 2, 3, 8):
-            for value, wanted in zip(native(q, p, targets, threads, groups, bfloat16), first, strict=True):
+            again = native(q, p, targets, threads, groups, bfloat16, tolerance)
+            for value, wanted in zip(again, first, strict=True):
                 assert torch.equal(value, wanted)
 
 
@@ -143,6 +145,43 @@ def test_bfloat16_products_round_the_factors_only(options):
         assert (value - wanted).norm() <= 4 * logit_error * wanted.norm()
 
 
+@pytest.mark.parametrize("dim", [19, 200, 384])
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-2])
+def test_filter_keeps_to_its_tolerance(dim, tolerance):
+    """600 queries are two blocks; the dimensions end in no, one and several spans of vectors."""
+    q, p, targets = problem(600, 500, dim)
+    q = q[
+        torch.randperm(600, generator=torch.Generator().manual_seed(1))
+    ]  # or the targets leave nothing to sum
+    groups = {"query_groups": torch.arange(600) % 97, "passage_groups": torch.arange(500) % 89}
+    temperature = 0.1 * dim**-0.5  # logits of unrelated rows then have a standard deviation of 10
+    exact = info_nce_gradients(reference.info_nce, q.double(), p.double(), temperature, targets, **groups)
+    loss, grads, stats = info_nce_gradients(
+        info_nce, q, p, temperature, targets, **groups, grad_tolerance=tolerance, return_stats=True
+    )
+    assert loss == pytest.approx(exact[0], rel=1e-6)
+    assert 0 < stats.dropped <= tolerance
+    assert stats.kept < 0.2
+    for value, wanted in zip(grads, exact[1], strict=True):
+        assert (value - wanted).norm() <= (2 * tolerance + 1e-5) * wanted.norm()
+
+
+def test_filter_steps_back_from_a_flat_softmax():
+    q, p, targets = problem(100, 300, 64)
+    whole = info_nce_gradients(info_nce, q, p, 5.0, targets)[1]
+    _, grads, stats = info_nce_gradients(info_nce, q, p, 5.0, targets, grad_tolerance=1e-3, return_stats=True)
+    assert stats == (1.0, 0.0)
+    for value, wanted in zip(grads, whole, strict=True):
+        assert torch.equal(value, wanted)
+
+
+def info_nce_gradients(loss_function, q, p, temperature, targets, **options):
+    q, p = q.clone().requires_grad_(), p.clone().requires_grad_()
+    out = loss_function(q, p, temperature, targets=targets, **options)
+    loss, stats = out if isinstance(out, tuple) else (out, None)
+    return loss.item(), torch.autograd.grad(loss, (q, p)), stats
+
+
 def test_binding_refuses_what_does_not_fit():
     q, p, targets = problem(4, 5, 3)
     with pytest.raises(ValueError, match="targets must be rows of passages, got 9"):
@@ -157,7 +196,22 @@ def op_arguments(needs, reduction="mean", backend="auto"):
     q, p, targets = problem(9, 11, 6)
     temperature = torch.tensor(0.1, dtype=torch.float64)
     inputs = [x.requires_grad_(need) for x, need in zip((q, p, temperature), needs, strict=True)]
-    return (*inputs, targets, None, None, "target", False, True, 0.0, True, None, backend, needs, reduction)
+    return (
+        *inputs,
+        targets,
+        None,
+        None,
+        "target",
+        False,
+        True,
+        0.0,
+        True,
+        0.0,
+        None,
+        backend,
+        needs,
+        reduction,
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -32,8 +32,8 @@ LOSSES = (
 rng = np.random.default_rng(0)
 q, p = (rng.standard_normal((n, 45), dtype=np.float32) for n in (53, 131))
 losses, dq, dp = np.empty(53, np.float32), np.empty_like(q), np.empty_like(p)
-dt = core.info_nce(q, p, 0.05, np.arange(53), None, None, 0.1, True, True, False, True, False, losses,
-                   np.full(53, 0.5, np.float32), dq, dp, 2)
+dt, *stats = core.info_nce(q, p, 0.05, np.arange(53), None, None, 0.1, True, True, False, True, False, losses,
+                   np.full(53, 0.5, np.float32), dq, dp, 0.0, 2)
 print(core.build_info()["simd"], losses.sum(), np.abs(dq).sum(), np.abs(dp).sum(), dt)
 """
 )

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -231,6 +231,72 @@ void add_rows(const float* tile, std::size_t count, std::size_t columns, float* 
     for (std::size_t c = 0; c < kLanes; ++c) add += total[c];
     sum[j] = sum[j] * exp_nonpositive(splat(max[j] - shift))[0] + add;
     max[j] = top;
+  }
+}
+
+void survey(const float* tile, std::size_t count, const float* factor, float first, float* dropped) {
+  constexpr std::size_t kLevels = hybridfast::simd::TileKernels::kLevels;
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    const Vector factors = load(factor + v);
+    Vector sums[kLevels];
+    for (std::size_t l = 0; l < kLevels; ++l) sums[l] = load(dropped + l * kColumns + v);
+    for (std::size_t j = 0; j < count; ++j) {
+      const Vector share = load(tile + j * kColumns + v) * factors;
+      float bound = first;
+      for (std::size_t l = 0; l < kLevels; ++l, bound *= 2)
+        sums[l] += share >= splat(bound) ? splat(0.0f) : share;  // NaN counts as dropped, so that it is seen
+    }
+    for (std::size_t l = 0; l < kLevels; ++l) store(dropped + l * kColumns + v, sums[l]);
+  }
+}
+
+std::size_t select(const float* tile, std::size_t count, const float* threshold, std::size_t limit,
+                   std::uint32_t* places) {
+  std::size_t found = 0;
+  for (std::size_t j = 0; j < count && found <= limit; ++j) {
+    const float* row = tile + j * kColumns;
+#ifdef __AVX512F__
+    for (std::size_t v = 0; v < kColumns; v += kLanes) {
+      const __mmask16 kept =
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(row + v), _mm512_loadu_ps(threshold + v), _CMP_GE_OQ);
+      const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i place = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(j * kColumns + v)));
+      _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(kept, place));
+      found += static_cast<std::size_t>(__builtin_popcount(kept));
+    }
+#else
+    for (std::size_t c = 0; c < kColumns; ++c) {
+      places[found] = static_cast<std::uint32_t>(j * kColumns + c);
+      found += row[c] >= threshold[c];
+    }
+#endif
+  }
+  return found;
+}
+
+template <std::size_t Vectors>
+void combine_span(const float* rows, std::size_t dim, const std::uint32_t* index, const float* weight,
+                  std::size_t count, float* out, bool add) {
+  Vector sums[Vectors];
+  for (std::size_t v = 0; v < Vectors; ++v) sums[v] = add ? load(out + v * kLanes) : splat(0.0f);
+  for (std::size_t k = 0; k < count; ++k) {
+    const float* row = rows + index[k] * dim;
+    for (std::size_t v = 0; v < Vectors; ++v) sums[v] += weight[k] * load(row + v * kLanes);
+  }
+  for (std::size_t v = 0; v < Vectors; ++v) store(out + v * kLanes, sums[v]);
+}
+
+void combine_rows(const float* rows, std::size_t dim, const std::uint32_t* index, const float* weight,
+                  std::size_t count, float* out, bool add) {
+  constexpr std::size_t kSpan = 12;  // accumulators that fit into 16 registers
+  std::size_t d = 0;
+  for (; d + kSpan * kLanes <= dim; d += kSpan * kLanes)
+    combine_span<kSpan>(rows + d, dim, index, weight, count, out + d, add);
+  for (; d + kLanes <= dim; d += kLanes) combine_span<1>(rows + d, dim, index, weight, count, out + d, add);
+  for (; d < dim; ++d) {
+    float sum = add ? out[d] : 0.0f;
+    for (std::size_t k = 0; k < count; ++k) sum += weight[k] * rows[index[k] * dim + d];
+    out[d] = sum;
   }
 }
 

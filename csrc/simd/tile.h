@@ -69,6 +69,21 @@ struct TileKernels {
   // scale[j].
   void (*weigh)(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
                 const float* row_shift, const float* row_weight);
+
+  // For levels l < kLevels and each column, adds to dropped[l * columns + c] what the tile's entries below a
+  // share of first * 2^l sum to, where an entry's share is tile[j, c] * factor[c].
+  void (*survey)(const float* tile, std::size_t count, const float* factor, float first, float* dropped);
+
+  // Writes the places of the tile's entries that are at least threshold[c], in order, and returns how many
+  // there are; gives up beyond `limit`. `places` has room for limit + 2 * columns.
+  std::size_t (*select)(const float* tile, std::size_t count, const float* threshold, std::size_t limit,
+                        std::uint32_t* places);
+
+  // out (+)= the sum over k < count of weight[k] * rows[index[k] * dim ...], rows of `dim` floats.
+  void (*combine_rows)(const float* rows, std::size_t dim, const std::uint32_t* index, const float* weight,
+                       std::size_t count, float* out, bool add);
+
+  static constexpr std::size_t kLevels = 12;
 };
 
 extern const TileKernels baseline_kernels;
