@@ -13,6 +13,6 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
 def test_sampler_stress():
-    script = Path(__file__).parent / "native" / "run"
+    script = Path(__file__).parent / "native" / "run_sampler"
     done = subprocess.run([script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-// Stress tests of the sampler's hand-off, for ThreadSanitizer and AddressSanitizer; tests/native/run builds
+// Stress tests of the sampler's hand-off, for ThreadSanitizer and AddressSanitizer; tests/native/run_sampler builds
 // them. None of them measures time: what hangs is ended by the caller's limit.
 
 #include <atomic>
