@@ -1,9 +1,9 @@
 """Batches a second: HybridSampler beside sentence-transformers' sampler, a torch DataLoader and memcpy.
 
-    pytest benchmarks/bench_sampler.py -s -p no:randomly
+    pytest benchmarks/bench_sampler.py -s
 
-Every comparison first asserts that the contenders deliver the same thing. The closing table gives medians and
-how many times HybridSampler's time each contender needs; below 1 it is the faster one.
+Every comparison first asserts that the contenders deliver the same thing, then times them in turns. Printed
+are medians and how many times the first contender's time the others need; below 1 they are the faster ones.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ TEXT_BATCH = 1024
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 
-RESULTS: dict[str, dict[str, float]] = defaultdict(dict)  # section -> contender -> nanoseconds a pair
 
-
-@pytest.fixture(scope="module", autouse=True)
-def closing_table() -> Iterator[None]:
-    yield
-    for section, contenders in RESULTS.items():
-        ours = next(iter(contenders.values()))
-        print(f"\n{section}")
-        for name, nanoseconds in contenders.items():
-            print(f"  {name:<52} {nanoseconds:12.1f} ns a pair {nanoseconds / ours:10.2f} x")
-
-
-def measure(
-    benchmark: Any, section: str, name: str, take: Callable[[], object], pairs: int, rounds: int
+def compare(
+    benchmark: Any, section: str, contenders: dict[str, tuple[Callable[[], object], int]], rounds: int
 ) -> None:
+    """Times contenders, name -> (function, pairs it takes), in turns; the first one is ours."""
     gc.collect()
-    benchmark.group = section
-    benchmark.pedantic(take, rounds=rounds, warmup_rounds=1)
-    RESULTS[section][name] = benchmark.stats.stats.median / pairs * 1e9
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def turn() -> None:
+        for name, (take, pairs) in contenders.items():
+            clock = time.perf_counter()
+            take()
+            seconds[name].append((time.perf_counter() - clock) / pairs)
+
+    benchmark.pedantic(turn, rounds=rounds, warmup_rounds=1)
+    medians = {name: 1e9 * float(np.median(values[1:])) for name, values in seconds.items()}
+    ours = next(iter(medians.values()))
+    print(f"\n{section}; medians of {rounds} rounds")
+    for name, nanoseconds in medians.items():
+        print(f"  {name:<52} {nanoseconds:12.1f} ns a pair {nanoseconds / ours:9.2f} x")
+        benchmark.extra_info[name] = nanoseconds
 
 
 def forever(sampler: HybridSampler) -> Iterator[Any]:
@@ -105,27 +106,26 @@ def plan_tokens(request: pytest.FixtureRequest) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
-def test_plan(benchmark: Any, plan_tokens: SimpleNamespace, alpha: float) -> None:
-    """64 batches a round: the work of a window of batches falls on the first of them."""
-    sampler = HybridSampler(plan_tokens, PLAN_BATCH, alpha=alpha, dedup="text", threads=0)
-    for batch in islice(sampler.epoch(0), 4):
-        kept = batch.groups.numpy()[~batch.flagged.numpy()]
-        texts = plan_tokens.version_GL[batch.groups, batch.passage_languages]
-        hashes = plan_tokens.passage_hash_V[texts][~batch.flagged.numpy()]
-        assert len(np.unique(kept)) == len(np.unique(hashes)) == len(kept)
-    name = f"HybridSampler, one thread, alpha={alpha}"
-    measure(benchmark, section(plan_tokens), name, drain(forever(sampler), 64), 64 * PLAN_BATCH, 9)
+def test_plan(benchmark: Any, plan_tokens: SimpleNamespace) -> None:
+    """HybridSampler takes 64 batches a turn: the work of a window of batches falls on the first of them.
 
-
-def test_plan_sentence_transformers(benchmark: Any, plan_tokens: SimpleNamespace) -> None:
-    """Its rows are one language's pairs: 10 M. It is handed the hashes, whose making is not timed.
-
-    Neither is its shuffle of all rows at the start of an epoch.
+    sentence-transformers' rows are one language's pairs, 10 M. It is handed their hashes; neither making
+    those nor its shuffle of all rows at the start of an epoch is timed. On Zipf's passages it slows down from
+    batch to batch; these are its first.
     """
     from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
-    sampler = NoDuplicatesBatchSampler(
+    contenders = {}
+    for alpha in (1.0, 0.5, 0.0):
+        sampler = HybridSampler(plan_tokens, PLAN_BATCH, alpha=alpha, dedup="text", threads=0)
+        for batch in islice(sampler.epoch(0), 4):
+            kept = batch.groups.numpy()[~batch.flagged.numpy()]
+            versions = plan_tokens.version_GL[batch.groups, batch.passage_languages]
+            hashes = plan_tokens.passage_hash_V[versions][~batch.flagged.numpy()]
+            assert len(np.unique(kept)) == len(np.unique(hashes)) == len(kept)
+        name = f"HybridSampler, one thread, alpha={alpha}"
+        contenders[name] = drain(forever(sampler), 64), 64 * PLAN_BATCH
+    theirs = NoDuplicatesBatchSampler(
         Sized(["query", "passage"], GROUPS),
         PLAN_BATCH,
         drop_last=True,
@@ -133,15 +133,14 @@ def test_plan_sentence_transformers(benchmark: Any, plan_tokens: SimpleNamespace
         precompute_hashes=True,
     )
     passages = plan_tokens.passage_hash_V[::LANGUAGES]
-    queries = mixed_bits(np.arange(GROUPS) + 2**40)
-    sampler._row_hashes = np.stack([queries, passages], 1).view(np.int64)
-    batches = iter(sampler)
-    first = next(batches)
-    assert len(np.unique(passages[first])) == PLAN_BATCH
-    batches_a_round = 1 if plan_tokens.kind == "zipf" else 4
-    take = drain(batches, batches_a_round)
-    name = "sentence-transformers NoDuplicates, hashed"
-    measure(benchmark, section(plan_tokens), name, take, batches_a_round * PLAN_BATCH, 3)
+    theirs._row_hashes = np.stack([mixed_bits(np.arange(GROUPS) + 2**40), passages], 1).view(np.int64)
+    batches = iter(theirs)
+    assert len(np.unique(passages[next(batches)])) == PLAN_BATCH
+    contenders["sentence-transformers NoDuplicates, hashed"] = drain(batches, 1), PLAN_BATCH
+    section = (
+        f"plan and de-duplicate 10 M groups x 2 languages, {plan_tokens.kind} passages, batch {PLAN_BATCH}"
+    )
+    compare(benchmark, section, contenders, 9)
 
 
 class Sized:
@@ -152,10 +151,6 @@ class Sized:
 
     def __len__(self) -> int:
         return self.rows
-
-
-def section(tokens: SimpleNamespace) -> str:
-    return f"plan and de-duplicate 10 M groups x 2 languages, {tokens.kind} passages, batch {PLAN_BATCH}"
 
 
 def test_first_batch_and_resume(benchmark: Any, plan_tokens: SimpleNamespace) -> None:
@@ -253,25 +248,23 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, torch.T
     return sides
 
 
-TEXT_SECTION = f"plan, gather and pad {TEXT_BATCH} pairs of NTREX text"
-
-
-def same_batches(left: Any, right: Any) -> bool:
+def same_texts(left: Any, right: Any) -> bool:
     return all(torch.equal(left[name], right[name]) for name in ("input_ids", "attention_mask"))
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_text(benchmark: Any, text_tokens: SimpleNamespace, threads: int) -> None:
-    sampler = HybridSampler(text_tokens, TEXT_BATCH, threads=threads)
-    name = f"HybridSampler, {threads} threads"
-    measure(benchmark, TEXT_SECTION, name, drain(forever(sampler), 40), 40 * TEXT_BATCH, 15)
+def test_text(benchmark: Any, text_tokens: SimpleNamespace) -> None:
+    """The DataLoaders are handed the planned rows, whose drawing is not timed.
 
+    memcpy copies the bytes of 40 batches' ids and masks from one place to another.
+    """
+    contenders = {}
+    for threads in (0, 2):
+        sampler = HybridSampler(text_tokens, TEXT_BATCH, threads=threads)
+        contenders[f"HybridSampler, {threads} threads"] = drain(forever(sampler), 40), 40 * TEXT_BATCH
 
-def test_text_memcpy(benchmark: Any, text_tokens: SimpleNamespace) -> None:
-    """As many bytes as those batches' ids and masks have, copied from one place to another."""
-    batches = list(islice(HybridSampler(text_tokens, TEXT_BATCH).epoch(0), 40))
+    planned = list(islice(HybridSampler(text_tokens, TEXT_BATCH).epoch(0), 40))
     arrays = [
-        t.numpy() for batch in batches for side in (batch.queries, batch.passages) for t in side.values()
+        t.numpy() for batch in planned for side in (batch.queries, batch.passages) for t in side.values()
     ]
     targets = [np.empty_like(array) for array in arrays]
 
@@ -279,59 +272,70 @@ def test_text_memcpy(benchmark: Any, text_tokens: SimpleNamespace) -> None:
         for target, array in zip(targets, arrays, strict=True):
             np.copyto(target, array)
 
-    measure(benchmark, TEXT_SECTION, "memcpy of the same bytes", copy, 40 * TEXT_BATCH, 15)
+    contenders["memcpy of the same bytes"] = copy, 40 * TEXT_BATCH
 
-
-@pytest.mark.parametrize("workers", [0, 2, 4])
-def test_text_dataloader(benchmark: Any, text_tokens: SimpleNamespace, workers: int) -> None:
-    """It is handed the planned rows, whose drawing is not timed."""
-    planned = list(islice(HybridSampler(text_tokens, TEXT_BATCH).epoch(0), 48))
     keys = [torch.stack([b.groups, b.query_languages, b.passage_languages], 1).tolist() for b in planned]
-    loader = DataLoader(
-        Pairs(text_tokens),
-        batch_sampler=keys,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-    for expected, (queries, passages) in zip(planned, loader, strict=True):
-        assert same_batches(expected.queries, queries)
-        assert same_batches(expected.passages, passages)
-    endless = chain.from_iterable(loader for _ in count())
-    name = f"DataLoader, {workers} workers"
-    measure(benchmark, TEXT_SECTION, name, drain(endless, 8), 8 * TEXT_BATCH, 5)
+    for workers in (0, 2, 4):
+        loader = DataLoader(
+            Pairs(text_tokens),
+            batch_sampler=keys,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        for expected, (queries, passages) in zip(planned, loader, strict=True):
+            assert same_texts(expected.queries, queries)
+            assert same_texts(expected.passages, passages)
+        contenders[f"DataLoader, {workers} workers"] = (
+            lambda loader=loader: [None for _ in loader],
+            40 * TEXT_BATCH,
+        )
+    compare(benchmark, f"plan, gather and pad {TEXT_BATCH} pairs of NTREX text", contenders, 9)
 
 
 # --- a training loop ---------------------------------------------------------------------------------------
 
 
 def test_step_never_waits(benchmark: Any, text_tokens: SimpleNamespace) -> None:
-    """A static model of 256 dimensions at batch 4,096: how long each step waits for its batch."""
+    """A static model of 256 dimensions at batch 4,096: how long each step waits for its batch.
+
+    Beside it the same loop over a list of the same batches: what the scheduler alone does to this thread.
+    """
     torch.manual_seed(0)
     embedding = torch.nn.EmbeddingBag(32_000, 256, mode="mean")
     optimizer = torch.optim.Adam(embedding.parameters(), lr=2e-3)
     sampler = HybridSampler(text_tokens, 4096, layout="flat", prefetch=8)
-    waits, steps = [], []
+    waits, cpu, steps = defaultdict(list), defaultdict(list), []
 
-    def train() -> None:
-        begin = time.perf_counter()
-        for batch in islice(forever(sampler), 60):
+    def train(name: str, batches: Iterator[Any]) -> None:
+        begin, begin_cpu = time.perf_counter(), time.thread_time()
+        for batch in batches:
             got = time.perf_counter()
+            waits[name].append(got - begin)
+            cpu[name].append(time.thread_time() - begin_cpu)
             queries, passages = embedding(*batch.queries.values()), embedding(*batch.passages.values())
-            loss = info_nce(
-                queries, passages, query_groups=batch.mask_groups, passage_groups=batch.mask_groups
-            )
+            groups = batch.mask_groups
+            loss = info_nce(queries, passages, query_groups=groups, passage_groups=groups)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            waits.append(got - begin)
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.thread_time()
             steps.append(begin - got)
 
-    benchmark.pedantic(train, rounds=1)
-    waits, steps = np.array(waits[1:]), np.array(steps[1:])
-    print(
-        f"\nstep: median {1e3 * np.median(steps):.1f} ms; wait for the batch: median "
-        f"{1e3 * np.median(waits):.3f} ms, 99th percentile {1e3 * np.quantile(waits, 0.99):.3f} ms = "
-        f"{100 * np.quantile(waits, 0.99) / np.median(steps):.2f} % of a step; {sampler.stats()}"
-    )
+    def both() -> None:
+        batches = sampler.epoch(0)
+        next(batches)
+        for _ in range(4):
+            train("HybridSampler", islice(batches, 15))
+            train("list", iter([sampler[0, i] for i in range(15)]))
+
+    benchmark.pedantic(both, rounds=1)
+    step = np.median(steps)
+    print(f"\nstep: median {1e3 * step:.1f} ms; {sampler.stats()['late']} of 61 batches were not ready")
+    for name in waits:
+        for clock, values in (("wall", waits[name]), ("CPU", cpu[name])):
+            middle, high = np.quantile(values, [0.5, 0.99])
+            print(
+                f"  {name:<14} {clock:>4}: median {1e3 * middle:.3f} ms, "
+                f"99th percentile {1e3 * high:.3f} ms = {100 * high / step:.2f} % of a step"
+            )

@@ -256,13 +256,16 @@ class HybridSampler:
     def _alphas(self, epoch: int) -> list[float]:
         steps = range(epoch * len(self), (epoch + 1) * len(self))
         if callable(self.alpha):
-            alphas = [float(self.alpha(step)) for step in steps]
-        elif isinstance(self.alpha, Sequence):
-            points, values = zip(*self.alpha, strict=True)
-            alphas = np.interp(steps, points, values).tolist()
+            given = alphas = [float(self.alpha(step)) for step in steps]
+        elif isinstance(self.alpha, (int, float)):
+            given = alphas = [float(self.alpha)]
         else:
-            alphas = [float(self.alpha)]
-        for alpha in alphas:
+            points_N2 = np.array(self.alpha, np.float64)
+            if points_N2.ndim != 2 or points_N2.shape[1] != 2 or (np.diff(points_N2[:, 0]) <= 0).any():
+                raise ValueError(f"alpha must be (step, alpha) points in rising order, got {self.alpha!r}")
+            given = points_N2[:, 1].tolist()
+            alphas = np.interp(steps, *points_N2.T).tolist()
+        for alpha in given:
             if not 0 <= alpha <= 1:
                 raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         return alphas
@@ -295,7 +298,9 @@ class HybridSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next batch, and the fingerprint of the corpus and options it holds for."""
-        return {"epoch": self._epoch, "index": self._index, "fingerprint": self.fingerprint}
+        ended = self._index == len(self)  # the last batch was delivered, but not yet asked beyond
+        position = (self._epoch + 1, 0) if ended else (self._epoch, self._index)
+        return {"epoch": position[0], "index": position[1], "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes iter(self) go on where `state` was taken. ValueError: another corpus or another plan."""

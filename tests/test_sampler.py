@@ -305,6 +305,9 @@ def test_plan_without_text():
         ({"rank": 2, "world_size": 2}, "rank must be an integer in"),
         ({"alpha": 1.5}, "alpha must be in .*got 1.5"),
         ({"alpha": float("nan")}, "alpha must be in .*got nan"),
+        ({"alpha": [(0, 0.5), (10, 1.5)], "batches_per_epoch": 20}, r"alpha must be in .*got 1\.5"),
+        ({"alpha": [(10, 0.5), (5, 1.0)]}, "alpha must be .step, alpha. points in rising order"),
+        ({"alpha": []}, "alpha must be .step, alpha. points in rising order"),
         ({"cross": "both"}, "cross must be one of .*got 'both'"),
         ({"dedup": "query"}, "dedup must be one of"),
         ({"languages": ["language0", "xx"]}, "languages must be different ones of"),
@@ -346,6 +349,11 @@ def test_state_resumes_at_the_next_batch(threads):
     for left, right in zip(batches, resumed, strict=True):
         assert_equal_batches(left, right)
     assert (resumed.state_dict()["epoch"], resumed.state_dict()["index"]) == (3, 0)
+    for _ in zip(
+        range(len(sampler)), sampler.epoch(4), strict=True
+    ):  # stops at the last, without StopIteration
+        state = sampler.state_dict()
+    assert (state["epoch"], state["index"]) == (5, 0)
     for other in (HybridSampler(tokens, 32), HybridSampler(make_tokens(groups=999), 64, seed=1)):
         with pytest.raises(ValueError, match="another corpus or of a sampler with other options"):
             other.load_state_dict(state)

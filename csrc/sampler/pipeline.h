@@ -84,6 +84,8 @@ class Pipeline {
   const std::shared_ptr<Stats> stats_;
   const std::uint64_t forks_;  // of this process before it was made: a fork leaves the workers behind
 
+  const std::uint64_t wake_every_;  // batches
+
   Ring<Batch> ring_;
   Signal published_, taken_;
   std::atomic<std::uint64_t> drawn_{0};    // tickets given out

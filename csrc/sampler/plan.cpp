@@ -291,18 +291,29 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
   const Options& options = plan.options();
   if (options.predefined_NB3) return;
   std::vector<std::uint32_t> dealt(plan.streams());
-  double block[kBlock];
+  double block[kBlock], alpha = 0, to_cumulative[2] = {};
   for (std::uint32_t index = 0; index < plan.batches(); ++index) {
     if (index % kBlock == 0) draw_block(options, epoch, index / kBlock, block);
     double x = block[index % kBlock];
-    const double alpha = alphas[alphas.size() == 1 ? 0 : index];
+    if (index == 0 || alphas.size() > 1) {
+      alpha = alphas[index];
+      to_cumulative[1] = plan.choice(true).total() / alpha;
+      to_cumulative[0] = plan.choice(false).total() / (1 - alpha);
+    }
     const bool mono = x < alpha;
     const Plan::Choice& choice = plan.choice(mono);
     if (!choice.error.empty()) throw std::invalid_argument(choice.error);
-    x = mono ? x / alpha : (x - alpha) / (1 - alpha);
+    // Which mode and stream it is cannot be predicted, so nothing here branches on it while streams are few.
     const auto& cumulative = choice.cumulative;
-    const auto at = std::upper_bound(cumulative.begin(), cumulative.end() - 1, x * cumulative.back());
-    const std::uint32_t stream = choice.streams[static_cast<std::size_t>(at - cumulative.begin())];
+    x = (mono ? x : x - alpha) * to_cumulative[mono];
+    std::size_t at = 0;
+    if (cumulative.size() <= 32) {
+      for (std::size_t i = 0; i + 1 < cumulative.size(); ++i) at += x >= cumulative[i];
+    } else {
+      at = static_cast<std::size_t>(std::upper_bound(cumulative.begin(), cumulative.end() - 1, x) -
+                                    cumulative.begin());
+    }
+    const std::uint32_t stream = choice.streams[at];
     entries_[index] = {stream, dealt[stream]++};
   }
 }

@@ -122,6 +122,8 @@ class Plan {
     std::vector<std::uint32_t> streams;
     std::vector<double> cumulative;
     std::string error;
+
+    double total() const { return cumulative.empty() ? 0 : cumulative.back(); }
   };
 
   const Corpus& corpus() const { return corpus_; }

@@ -22,6 +22,9 @@ class Signal {
 
   std::uint32_t now() const { return count_.load(std::memory_order_acquire); }
 
+  // Counts without waking those asleep; a raise() must follow in time.
+  void note() { count_.fetch_add(1); }
+
   // Sequentially consistent with wait(): either raise() sees the sleeper, or the sleeper sees the new count.
   void raise() {
     count_.fetch_add(1);
