@@ -9,8 +9,7 @@
 namespace hybridfast::sampler {
 namespace {
 
-constexpr std::size_t kAhead = 16;   // texts between a prefetch and its use
-constexpr std::size_t kChunk = 256;  // rows whose look-ups run step by step
+constexpr std::size_t kAhead = 16;  // texts between a prefetch and its use
 
 }  // namespace
 
@@ -70,15 +69,9 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
   const Corpus& corpus = plan_.corpus();
   if (!corpus.token_ids) return;
 
-  query_texts_.resize(rows);
-  passage_texts_.resize(rows);
-  query_spans_.resize(rows);
-  passage_spans_.resize(rows);
-  passage_ends_.resize(rows);
-  for (std::size_t from = 0; from < rows; from += kChunk)
-    find_texts(row, from, std::min(from + kChunk, rows));
-  write(query_spans_, out.queries);
-  write(passage_spans_, out.passages);
+  plan_.locate(row, rows, located_);
+  write(located_.query_spans, out.queries);
+  write(located_.passage_spans, out.passages);
   if (options_.negatives == 0) return;
   choose_negatives(out);
   negative_spans_.resize(negative_texts_.size());
@@ -87,34 +80,7 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
   write(negative_spans_, out.negatives);
 }
 
-// Group -> version -> text -> tokens are dependent cache misses, so each step runs over a chunk of rows and
-// asks for what the next step will read.
-void Gatherer::find_texts(const Row* row, std::size_t from, std::size_t to) {
-  const Corpus& corpus = plan_.corpus();
-  for (std::size_t i = from; i < to; ++i) {
-    __builtin_prefetch(&corpus.version_GL[std::size_t{row[i].group} * corpus.languages]);
-  }
-  for (std::size_t i = from; i < to; ++i) {
-    query_texts_[i] = plan_.existing_version(row[i].group, row[i].query);
-    passage_texts_[i] = plan_.existing_version(row[i].group, row[i].passage);
-    __builtin_prefetch(&corpus.version_indptr[query_texts_[i]]);
-    __builtin_prefetch(&corpus.version_indptr[passage_texts_[i]]);
-  }
-  for (std::size_t i = from; i < to; ++i) {
-    const std::int64_t passage = passage_texts_[i];
-    query_texts_[i] = corpus.version_indptr[query_texts_[i]];
-    passage_texts_[i] = corpus.version_indptr[passage] + 1;
-    passage_ends_[i] = corpus.version_indptr[passage + 1];
-    __builtin_prefetch(&corpus.text_indptr[query_texts_[i]]);
-    __builtin_prefetch(&corpus.text_indptr[passage_texts_[i]]);
-  }
-  for (std::size_t i = from; i < to; ++i) {
-    query_spans_[i] = plan_.span(query_texts_[i]);
-    passage_spans_[i] = plan_.span(passage_texts_[i]);
-  }
-}
-
-void Gatherer::prefetch(const Plan::Span& span) const {
+void Gatherer::prefetch(const Span& span) const {
   constexpr std::int64_t kLine = 64 / sizeof(std::int32_t);
   const std::int32_t* tokens = plan_.corpus().token_ids + span.first;
   for (std::int64_t at = 0; at < span.count + kLine - 1; at += kLine) __builtin_prefetch(tokens + at);
@@ -126,8 +92,8 @@ void Gatherer::choose_negatives(Batch& out) {
   auto* negative_rows = out.negative_rows.resize<std::int64_t>(rows * options_.negatives);
   negative_texts_.clear();
   for (std::size_t i = 0; i < rows; ++i) {
-    const std::int64_t first = passage_texts_[i] + 1;
-    auto left = static_cast<std::uint32_t>(std::max<std::int64_t>(passage_ends_[i] - first, 0));
+    const std::int64_t first = located_.passage_texts[i] + 1;
+    auto left = static_cast<std::uint32_t>(std::max<std::int64_t>(located_.passage_ends[i] - first, 0));
     std::uint32_t wanted = std::min(left, options_.negatives);
     Random random(plan_.options().seed,
                   word(Purpose::kNegatives, static_cast<std::uint32_t>(rows * options_.rank + i)), out.epoch,
@@ -142,10 +108,10 @@ void Gatherer::choose_negatives(Batch& out) {
   out.negatives_found = negative_texts_.size();
 }
 
-void Gatherer::write(const std::vector<Plan::Span>& spans, Texts& out) {
+void Gatherer::write(const std::vector<Span>& spans, Texts& out) {
   out.texts = spans.size();
   out.tokens = out.length = 0;
-  for (const Plan::Span& span : spans) {
+  for (const Span& span : spans) {
     out.tokens += static_cast<std::size_t>(span.count);
     out.length = std::max(out.length, static_cast<std::size_t>(span.count));
   }
@@ -160,7 +126,7 @@ void Gatherer::write(const std::vector<Plan::Span>& spans, Texts& out) {
 }
 
 template <class Int>
-void Gatherer::write_padded(const std::vector<Plan::Span>& spans, Texts& out) const {
+void Gatherer::write_padded(const std::vector<Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(out.texts * out.length);
   Int* mask = out.mask.resize<Int>(out.texts * out.length);
@@ -176,7 +142,7 @@ void Gatherer::write_padded(const std::vector<Plan::Span>& spans, Texts& out) co
 }
 
 template <class Int>
-void Gatherer::write_flat(const std::vector<Plan::Span>& spans, Texts& out) const {
+void Gatherer::write_flat(const std::vector<Span>& spans, Texts& out) const {
   const Corpus& corpus = plan_.corpus();
   Int* ids = out.ids.resize<Int>(std::max<std::size_t>(out.tokens, 1));
   Int* offsets = out.mask.resize<Int>(std::max<std::size_t>(out.texts, 1));

@@ -81,22 +81,21 @@ class Gatherer {
 
  private:
   void check_files() const;
-  void find_texts(const Row* row, std::size_t from, std::size_t to);
-  void prefetch(const Plan::Span& span) const;
+  void prefetch(const Span& span) const;
   void choose_negatives(Batch& out);
-  void write(const std::vector<Plan::Span>& spans, Texts& out);
+  void write(const std::vector<Span>& spans, Texts& out);
   template <class Int>
-  void write_padded(const std::vector<Plan::Span>& spans, Texts& out) const;
+  void write_padded(const std::vector<Span>& spans, Texts& out) const;
   template <class Int>
-  void write_flat(const std::vector<Plan::Span>& spans, Texts& out) const;
+  void write_flat(const std::vector<Span>& spans, Texts& out) const;
 
   const Plan& plan_;
   const GatherOptions& options_;
   Planner planner_;
   PlannedBatch planned_;
-  std::vector<std::int64_t> query_texts_, passage_texts_, negative_texts_;
-  std::vector<std::int64_t> passage_ends_;  // one past the last hard negative of each row
-  std::vector<Plan::Span> query_spans_, passage_spans_, negative_spans_;
+  Located located_;
+  std::vector<std::int64_t> negative_texts_;
+  std::vector<Span> negative_spans_;
 };
 
 }  // namespace hybridfast::sampler

@@ -15,6 +15,7 @@ constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
 constexpr std::uint32_t kTries = 16;   // partners a duplicate row asks to change places
 constexpr std::size_t kWindows = 128;  // most windows a planner keeps
 constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of small cells are 8 KiB each
+constexpr std::size_t kChunk = 256;    // rows whose look-ups run step by step
 constexpr std::size_t kAhead = 16;     // rows between a prefetch and its use
 
 // A group as a key beside the passages' hashes.
@@ -272,7 +273,7 @@ std::uint32_t Plan::existing_version(std::uint32_t group, std::uint32_t language
                            " has no version in '" + options_.language_names[language] + "'");
 }
 
-Plan::Span Plan::span(std::int64_t text) const {
+Span Plan::span(std::int64_t text) const {
   if (text < 0 || text >= corpus_.texts) {
     throw std::runtime_error("version_indptr points to text " + std::to_string(text) + " of " +
                              std::to_string(corpus_.texts));
@@ -284,6 +285,37 @@ Plan::Span Plan::span(std::int64_t text) const {
                              std::to_string(corpus_.tokens));
   }
   return {begin, end - begin};
+}
+
+// Group -> version -> text -> tokens are dependent cache misses, so each step runs over a chunk of rows and
+// asks for what the next step will read.
+void Plan::locate(const Row* rows, std::size_t count, Located& out) const {
+  for (auto* texts : {&out.query_texts, &out.passage_texts, &out.passage_ends}) texts->resize(count);
+  for (auto* spans : {&out.query_spans, &out.passage_spans}) spans->resize(count);
+  for (std::size_t from = 0; from < count; from += kChunk) {
+    const std::size_t to = std::min(from + kChunk, count);
+    for (std::size_t i = from; i < to; ++i) {
+      __builtin_prefetch(&corpus_.version_GL[std::size_t{rows[i].group} * corpus_.languages]);
+    }
+    for (std::size_t i = from; i < to; ++i) {
+      out.query_texts[i] = existing_version(rows[i].group, rows[i].query);
+      out.passage_texts[i] = existing_version(rows[i].group, rows[i].passage);
+      __builtin_prefetch(&corpus_.version_indptr[out.query_texts[i]]);
+      __builtin_prefetch(&corpus_.version_indptr[out.passage_texts[i]]);
+    }
+    for (std::size_t i = from; i < to; ++i) {
+      const std::int64_t passage = out.passage_texts[i];
+      out.query_texts[i] = corpus_.version_indptr[out.query_texts[i]];
+      out.passage_texts[i] = corpus_.version_indptr[passage] + 1;
+      out.passage_ends[i] = corpus_.version_indptr[passage + 1];
+      __builtin_prefetch(&corpus_.text_indptr[out.query_texts[i]]);
+      __builtin_prefetch(&corpus_.text_indptr[out.passage_texts[i]]);
+    }
+    for (std::size_t i = from; i < to; ++i) {
+      out.query_spans[i] = span(out.query_texts[i]);
+      out.passage_spans[i] = span(out.passage_texts[i]);
+    }
+  }
 }
 
 Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<double>& alphas)
@@ -526,17 +558,14 @@ const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream
 // Sorted by the passage's length, then the query's; the batch of a length is drawn, or training would see it
 // rise.
 void Planner::sort_by_length(Window& window, std::uint32_t span) {
-  const std::int64_t* version_indptr = plan_.corpus().version_indptr;
   const std::size_t rows = plan_.options().batch_size;
-  const auto length = [&](std::int64_t text) {
-    return static_cast<std::uint64_t>(std::min<std::int64_t>(plan_.span(text).count, 0xFFFF));
+  plan_.locate(window.rows.data(), window.rows.size(), located_);
+  const auto length = [](const Span& text) {
+    return static_cast<std::uint64_t>(std::min<std::int64_t>(text.count, 0xFFFF));
   };
   sort_keys_.resize(window.rows.size());
   for (std::size_t i = 0; i < window.rows.size(); ++i) {
-    const Row& row = window.rows[i];
-    const std::int64_t query = version_indptr[plan_.existing_version(row.group, row.query)];
-    const std::int64_t passage = version_indptr[plan_.existing_version(row.group, row.passage)] + 1;
-    sort_keys_[i] = length(passage) << 48 | length(query) << 32 | i;
+    sort_keys_[i] = length(located_.passage_spans[i]) << 48 | length(located_.query_spans[i]) << 32 | i;
   }
   std::sort(sort_keys_.begin(), sort_keys_.end());
   std::vector<std::uint32_t> place(span);

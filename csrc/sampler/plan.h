@@ -89,6 +89,18 @@ struct Row {
   std::uint8_t query, passage;  // positions in Options::languages
 };
 
+// A text's tokens.
+struct Span {
+  std::int64_t first, count;
+};
+
+// The texts of some rows, each array as long as they are many.
+struct Located {
+  std::vector<std::int64_t> query_texts, passage_texts;
+  std::vector<std::int64_t> passage_ends;  // one past the version's last text, so past its hard negatives
+  std::vector<Span> query_spans, passage_spans;
+};
+
 // A batch of the plan, all ranks' rows.
 struct PlannedBatch {
   Mode mode = Mode::kMono;
@@ -148,10 +160,10 @@ class Plan {
   std::uint32_t existing_version(std::uint32_t group, std::uint32_t language) const;
 
   // Where a text's tokens lie. Throws where the offsets do not fit the arrays.
-  struct Span {
-    std::int64_t first, count;
-  };
   Span span(std::int64_t text) const;
+
+  // Where the texts of these rows lie. Throws like span() and existing_version().
+  void locate(const Row* rows, std::size_t count, Located& out) const;
 
   bool complete() const { return complete_; }  // every group exists in every language
   bool equal_language_weights() const { return equal_language_weights_; }
@@ -248,6 +260,7 @@ class Planner {
   std::vector<std::uint64_t> text_keys_, sort_keys_;
   std::vector<std::uint32_t> versions_;
   std::vector<Row> sorted_;
+  Located located_;
   Table table_;
 };
 
