@@ -13,6 +13,7 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -147,6 +148,8 @@ class TrainConfig:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
         if self.eval_dataset == "auto":
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"
 

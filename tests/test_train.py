@@ -189,6 +189,16 @@ def test_what_a_user_can_get_wrong(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "pairs.jsonl"]
 
 
+def test_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than train as many models and write them to one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        train.main([])
+    assert "training runs in one process, but WORLD_SIZE is 2" in capsys.readouterr().err
+
+
 def test_a_corpus_error_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"id": "1", "lang": "en", "query": "q", "passage": "p"}\n{"id": "2"\n')
