@@ -11,6 +11,7 @@ from torch import Tensor
 from hybridfast import _core, chunked
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
+MOST_PAIRS = 1 << 22  # positive pairs whose logits the native backend keeps: 16 MB
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, passages and temperature; empty where not asked for
 Formed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # losses, then gradients
 
@@ -76,6 +77,10 @@ class Problem(NamedTuple):
             return f"a tensor on {self.queries.device}"
         if torch.float64 in (self.queries.dtype, self.compute_dtype):
             return "float64"
+        if self.positives == "groups" and self.query_groups is not None and self.passage_groups is not None:
+            groups, sizes = torch.unique(self.passage_groups, return_counts=True)
+            if sizes[torch.searchsorted(groups, self.query_groups)].sum() > MOST_PAIRS:
+                return f"more than {MOST_PAIRS} positive pairs"
         return None
 
 

@@ -1,6 +1,9 @@
 """The registered ops and both backends against the float64 reference."""
 
 import itertools
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridfast import _core, info_nce, reference
+from hybridfast import _core, info_nce, ops, reference
 
 BACKENDS = ("cpu", "torch")
 
@@ -180,6 +183,53 @@ def info_nce_gradients(loss_function, q, p, temperature, targets, **options):
     out = loss_function(q, p, temperature, targets=targets, **options)
     loss, stats = out if isinstance(out, tuple) else (out, None)
     return loss.item(), torch.autograd.grad(loss, (q, p)), stats
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"margin": 0.1, "in_batch": False}], ids=str
+)
+def test_more_passages_than_the_workspace_holds(options):
+    """The softmax of 32 queries has room for 327,680 passages: 330,000 take two slabs."""
+    q, p, targets = problem(33, 330_000, 2)
+    weights = torch.rand(33, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = gradients(reference.info_nce, q.double(), p.double(), 0.3, weights, targets=targets, **options)
+    got = gradients(info_nce, q, p, 0.3, weights, targets=targets, backend="cpu", **options)
+    for value, wanted in zip(got, expected, strict=True):
+        assert (value - wanted).norm() <= 2e-5 * wanted.norm()
+
+
+def test_many_positive_pairs_go_to_torch(monkeypatch):
+    q, p, _ = problem(4, 6, 3)
+    ids = {"query_groups": torch.zeros(4, dtype=torch.int64), "passage_groups": torch.arange(6) % 2}
+    native = info_nce(q, p, positives="groups", **ids)
+    monkeypatch.setattr(ops, "MOST_PAIRS", 11)
+    torch.testing.assert_close(info_nce(q, p, positives="groups", **ids), native)
+    with pytest.raises(ValueError, match="backend='cpu' does not cover more than 11 positive pairs"):
+        info_nce(q, p, positives="groups", backend="cpu", **ids)
+
+
+def test_python_threads_may_call_at_once():
+    inputs = [problem(200, 300, 40, seed) for seed in range(6)]
+    expected = [native(*arguments, 1) for arguments in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        for got, wanted in zip(pool.map(lambda x: native(*x, 3), inputs), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_forked_child_can_call():
+    """The child has none of the parent's worker threads; in a process of its own, as pytest has threads too."""
+    code = """
+import os, torch
+from hybridfast import info_nce
+torch.set_num_threads(4)
+q, p = torch.randn(100, 8), torch.randn(400, 8)
+parent = info_nce(q, p)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(info_nce(q, p), parent) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60).returncode == 0
 
 
 def test_binding_refuses_what_does_not_fit():
