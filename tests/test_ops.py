@@ -217,7 +217,7 @@ def test_python_threads_may_call_at_once():
 
 
 def test_a_forked_child_can_call():
-    """The child has none of the parent's worker threads; in a process of its own, as pytest has threads too."""
+    """The child has none of the parent's worker threads. A process of its own: pytest has threads too."""
     code = """
 import os, torch
 from hybridfast import info_nce
