@@ -12,7 +12,9 @@ from hybridfast import _core, chunked
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
 MOST_PAIRS = 1 << 22  # positive pairs whose logits the native backend keeps: 16 MB
-Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, passages and temperature; empty where not asked for
+# Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
+# until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
+Gradients = tuple[Tensor, Tensor, Tensor]
 Formed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # losses, then gradients
 
 _PROBLEM = (
@@ -26,6 +28,10 @@ torch.library.define(
 torch.library.define(
     "hybridfast::info_nce_gradients", f"({_PROBLEM}, Tensor weights) -> (Tensor, Tensor, Tensor)"
 )
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Problem(NamedTuple):
@@ -46,10 +52,6 @@ class Problem(NamedTuple):
     compute_dtype: torch.dtype | None
     backend: str
     needs: list[bool]
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.queries.dtype, torch.float32)
 
     def check_values(self) -> None:
         """What only the values tell. Those on an accelerator are not read: that would stall its stream."""
@@ -100,7 +102,9 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
         (losses, *grads), stats = _run_torch(problem, weights), (1.0, 0.0)
     inputs = (problem.queries, problem.passages, problem.temperature)
     wanted = [
-        like.new_empty(0) if grad is None or not need else grad.to(like)
+        like.new_empty(0, dtype=_wide(like))
+        if grad is None or not need
+        else grad.to(like.device, _wide(like))
         for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
     ]
     return losses, (wanted[0], wanted[1], wanted[2]), torch.tensor(stats, dtype=torch.float64)
@@ -172,7 +176,7 @@ def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = None
     if reduction != "none" and any(problem.needs):
         weight = 1 / len(problem.queries) if reduction == "mean" else 1.0
-        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=problem.loss_dtype)
+        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=_wide(problem.queries))
     losses, grads, stats = _run(problem, weights)
     if reduction != "none":
         losses = losses.mean() if reduction == "mean" else losses.sum()
@@ -186,7 +190,7 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
     if reduction == "none":
         problem = problem._replace(needs=[False] * 3)
     shape = (len(problem.queries),) if reduction == "none" else ()
-    loss = problem.queries.new_empty(shape, dtype=problem.loss_dtype)
+    loss = problem.queries.new_empty(shape, dtype=_wide(problem.queries))
     return loss, *_fake_gradients(problem), torch.empty(2, dtype=torch.float64, device="cpu")
 
 
@@ -204,7 +208,8 @@ def _info_nce_gradients_fake(*arguments: Any) -> Gradients:
 def _fake_gradients(problem: Problem) -> Gradients:
     inputs = (problem.queries, problem.passages, problem.temperature)
     out = [
-        like.new_empty(like.shape if need else (0,)) for like, need in zip(inputs, problem.needs, strict=True)
+        like.new_empty(like.shape if need else (0,), dtype=_wide(like))
+        for like, need in zip(inputs, problem.needs, strict=True)
     ]
     return out[0], out[1], out[2]
 
@@ -213,7 +218,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *shared, reduction = inputs
     _, *grads, stats = output
     ctx.mark_non_differentiable(*grads, stats)
-    ctx.needs, ctx.arguments = Problem(*shared).needs, len(inputs)
+    problem = Problem(*shared)
+    ctx.needs, ctx.arguments = problem.needs, len(inputs)
+    ctx.dtypes = [x.dtype for x in (problem.queries, problem.passages, problem.temperature)]
     ctx.recompute = reduction == "none"  # the weight of each loss comes with the backward pass
     if ctx.recompute:
         ctx.save_for_backward(*shared[:6])
@@ -237,7 +244,10 @@ def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]
         grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
     else:
         grads = [_scaled(saved, grad) for saved in ctx.saved_tensors]
-    kept = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
+    kept = [
+        grad.to(dtype) if need else None
+        for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs, strict=True)
+    ]
     return (*kept, *[None] * (ctx.arguments - 3))
 
 
