@@ -218,6 +218,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *shared, reduction = inputs
     _, *grads, stats = output
     ctx.mark_non_differentiable(*grads, stats)
+    ctx.set_materialize_grads(False)  # or backward would begin with zeros for each of those
     problem = Problem(*shared)
     ctx.needs, ctx.arguments = problem.needs, len(inputs)
     ctx.dtypes = [x.dtype for x in (problem.queries, problem.passages, problem.temperature)]
@@ -237,7 +238,9 @@ def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
     return saved.mul_(grad).detach()
 
 
-def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * ctx.arguments
     if torch.is_grad_enabled():
         raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
     if ctx.recompute:

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,31 @@ def test_more_passages_than_the_workspace_holds(options):
     got = gradients(info_nce, q, p, 0.3, weights, targets=targets, backend="cpu", **options)
     for value, wanted in zip(got, expected, strict=True):
         assert (value - wanted).norm() <= 2e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory from /proc"
+)
+@pytest.mark.parametrize("options", ["", "bidirectional=True", "grad_tolerance=0.1"])
+def test_a_step_stays_within_its_workspace(options):
+    """4,096 x 65,536 logits are 1 GB. A step may add its gradients, 18 MB, and 64 MB. Dim 64 is for speed."""
+    code = f"""
+from pathlib import Path
+import torch
+from hybridfast import info_nce
+def kilobytes(field):
+    return int(Path("/proc/self/status").read_text().split(field)[1].split()[0])
+def step(queries, passages):
+    q, p = torch.randn(queries, 64, requires_grad=True), torch.randn(passages, 64, requires_grad=True)
+    before = kilobytes("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")
+    info_nce(q, p, {options}).backward()
+    return (kilobytes("VmHWM:") - before) / 1024
+step(64, 64)  # brings in what is loaded late
+print(step(4096, 65536))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], timeout=120, capture_output=True, text=True)
+    assert float(done.stdout) <= 18 + 64
 
 
 def test_many_positive_pairs_go_to_torch(monkeypatch):
