@@ -1,6 +1,7 @@
 #include "infonce.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -18,9 +19,9 @@ using simd::Operands;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
 constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
-constexpr double kMostKept = 0.5;               // of a chunk's pairs, before the filter gives up
-constexpr double kSparseShare = 0.2;            // of a block's pairs, up to which a sparse sum is faster
-constexpr std::size_t kDepthBlock = 240;        // passages per step of the query gradients' sum
+constexpr double kSparseShare =
+    0.2;  // of a block's pairs, up to which the sparse sums are faster; half of that for bfloat16
+constexpr std::size_t kDepthBlock = 240;  // passages per step of the query gradients' sum
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
@@ -134,7 +135,7 @@ class InfoNce {
         pair_(positives_.pairs()) {
     filtering_ = gradients && gradients->tolerance > 0 && !problem.bidirectional;
     const std::size_t tile_floats =
-        filtering_ ? kTileFloats / 2 : kTileFloats;  // the other half is for entries
+        filtering_ ? kTileFloats / 4 * 3 : kTileFloats;  // the rest is for entries
     slab_ = std::min(chunks_, tile_floats / lanes_ / chunk_);
     filtering_ = filtering_ && slab_ == chunks_;
     panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
@@ -173,7 +174,7 @@ class InfoNce {
       for_panels([this](std::size_t panel) { close_rows(panel); });
       if (!gradients_ || !one_stage) continue;
       slab_first_ = 0;
-      if (filtering_ && sum_sparsely()) {
+      if (filtering_ && try_sparsely()) {
         finish_queries();
         continue;
       }
@@ -514,6 +515,18 @@ class InfoNce {
     return gradients_->query_grads + (first_ + slot) * problem_.dim;
   }
 
+  // Neighbouring blocks are alike: after a dense one the next few are not tried, ever more of them.
+  bool try_sparsely() {
+    if (untried_ > 0) {
+      --untried_;
+      return false;
+    }
+    const bool sparse = sum_sparsely();
+    pause_ = sparse ? 0 : std::min<std::size_t>(2 * pause_ + 1, 7);
+    untried_ = pause_;
+    return sparse;
+  }
+
   // The certified filter. Forms the block's gradients from its positives and the negatives above a threshold,
   // chosen for each query so that those below sum to at most the tolerance. Returns false, having changed
   // nothing, where too many are left for that to pay.
@@ -523,16 +536,12 @@ class InfoNce {
     if (std::any_of(row_dropped_.begin(), row_dropped_.begin() + size_,
                     [](float x) { return std::isnan(x); }))
       return false;
-    for_chunks([this](std::size_t chunk) { select_entries(chunk); });
-    std::size_t kept = 0;
-    bool fits = true;
-    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
-      fits = fits && entries_[chunk].fits;
-      kept += entries_[chunk].place.size();
-    }
     const double pairs = static_cast<double>(size_) * static_cast<double>(problem_.passages);
-    if (!fits || static_cast<double>(kept) > kSparseShare * pairs) return false;
-    skipped_ += pairs - static_cast<double>(kept);
+    const auto most = static_cast<std::size_t>((pairs_ ? kSparseShare / 2 : kSparseShare) * pairs);
+    std::atomic<std::size_t> kept{0};
+    for_chunks([&](std::size_t chunk) { select_entries(chunk, most, kept); });
+    if (kept > most) return false;
+    skipped_ += pairs - static_cast<double>(kept.load());
     for (std::size_t slot = 0; slot < size_; ++slot)
       dropped_ = std::max(dropped_, static_cast<double>(row_dropped_[slot]));
     if (gradients_->passage_grads) for_chunks([this](std::size_t chunk) { combine_queries(chunk); });
@@ -582,17 +591,15 @@ class InfoNce {
     std::vector<std::uint32_t> place;
     std::vector<float> weight;
     std::vector<std::size_t> panel_end;  // where each panel's end
-    bool fits;
   };
 
-  void select_entries(std::size_t chunk) {
+  // Stops once the block has `kept` more than `most`: all the chunks do then, or none, whatever their order.
+  void select_entries(std::size_t chunk, std::size_t most, std::atomic<std::size_t>& kept) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk), limit = count * lanes_;
     Entries& entries = entries_[chunk];
-    const auto most = static_cast<std::size_t>(kMostKept * static_cast<double>(count * size_));
     entries.place.clear();
     entries.weight.clear();
     entries.panel_end.clear();
-    entries.fits = false;
     std::vector<std::uint32_t> places(limit + 2 * lanes_);
     std::vector<float> factor(lanes_), threshold(lanes_);
     for (std::size_t panel = 0; panel < active_; ++panel) {
@@ -601,7 +608,7 @@ class InfoNce {
       for (std::size_t lane = 0; lane < lanes_; ++lane)
         threshold[lane] = factor[lane] > 0 ? threshold_[panel * lanes_ + lane] / factor[lane] : kInfinity;
       const std::size_t found = kernels_.select(exponentials, count, threshold.data(), limit, places.data());
-      if (entries.place.size() + found > most) return;
+      if ((kept += found) > most) return;
       const float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];
       for (std::size_t lane = 0; lane < lanes_; ++lane) {
         const std::size_t i = first_ + panel * lanes_ + lane;
@@ -619,7 +626,6 @@ class InfoNce {
       });
       entries.panel_end.push_back(entries.place.size());
     }
-    entries.fits = true;
   }
 
   // Entries sorted by the row that they are summed into.
@@ -755,6 +761,7 @@ class InfoNce {
   std::unique_ptr<float[]> tile_;                    // [panel][passage of the slab][lane]
   std::vector<float> chunk_max_, chunk_sum_;         // [panel][chunk][lane]
   bool filtering_;
+  std::size_t pause_ = 0, untried_ = 0;         // see try_sparsely
   std::vector<float> threshold_, row_dropped_;  // (block,), see choose_thresholds
   std::vector<Entries> entries_;                // (chunks,)
   double skipped_ = 0, dropped_ = 0;            // pairs left out; see InfoNceStats

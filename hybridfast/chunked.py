@@ -128,9 +128,7 @@ def info_nce(
     if weights is None:
         return losses, None, None, None
 
-    def back(grad: Tensor, unit: Tensor, scale: Tensor, like: Tensor) -> Tensor:
-        if normalize:
-            grad = (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) * scale
-        return grad.to(like.dtype)
-
-    return losses, back(grad_q, unit_q, scale_q, queries), back(grad_p, unit_p, scale_p, passages), grad_t
+    if normalize:
+        grad_q = (grad_q - unit_q * (grad_q * unit_q).sum(dim=1, keepdim=True)) * scale_q
+        grad_p = (grad_p - unit_p * (grad_p * unit_p).sum(dim=1, keepdim=True)) * scale_p
+    return losses, grad_q, grad_p, grad_t

@@ -11,7 +11,10 @@ from torch import Tensor
 from hybridfast import _core, chunked
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
-Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, passages and temperature; empty where not asked for
+MOST_PAIRS = 1 << 22  # positive pairs whose logits the native backend keeps: 16 MB
+# Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
+# until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
+Gradients = tuple[Tensor, Tensor, Tensor]
 Formed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # losses, then gradients
 
 _PROBLEM = (
@@ -25,6 +28,10 @@ torch.library.define(
 torch.library.define(
     "hybridfast::info_nce_gradients", f"({_PROBLEM}, Tensor weights) -> (Tensor, Tensor, Tensor)"
 )
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Problem(NamedTuple):
@@ -45,10 +52,6 @@ class Problem(NamedTuple):
     compute_dtype: torch.dtype | None
     backend: str
     needs: list[bool]
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.queries.dtype, torch.float32)
 
     def check_values(self) -> None:
         """What only the values tell. Those on an accelerator are not read: that would stall its stream."""
@@ -76,6 +79,10 @@ class Problem(NamedTuple):
             return f"a tensor on {self.queries.device}"
         if torch.float64 in (self.queries.dtype, self.compute_dtype):
             return "float64"
+        if self.positives == "groups" and self.query_groups is not None and self.passage_groups is not None:
+            groups, sizes = torch.unique(self.passage_groups, return_counts=True)
+            if sizes[torch.searchsorted(groups, self.query_groups)].sum() > MOST_PAIRS:
+                return f"more than {MOST_PAIRS} positive pairs"
         return None
 
 
@@ -95,7 +102,9 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
         (losses, *grads), stats = _run_torch(problem, weights), (1.0, 0.0)
     inputs = (problem.queries, problem.passages, problem.temperature)
     wanted = [
-        like.new_empty(0) if grad is None or not need else grad.to(like)
+        like.new_empty(0, dtype=_wide(like))
+        if grad is None or not need
+        else grad.to(like.device, _wide(like))
         for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
     ]
     return losses, (wanted[0], wanted[1], wanted[2]), torch.tensor(stats, dtype=torch.float64)
@@ -167,7 +176,7 @@ def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = None
     if reduction != "none" and any(problem.needs):
         weight = 1 / len(problem.queries) if reduction == "mean" else 1.0
-        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=problem.loss_dtype)
+        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=_wide(problem.queries))
     losses, grads, stats = _run(problem, weights)
     if reduction != "none":
         losses = losses.mean() if reduction == "mean" else losses.sum()
@@ -181,7 +190,7 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
     if reduction == "none":
         problem = problem._replace(needs=[False] * 3)
     shape = (len(problem.queries),) if reduction == "none" else ()
-    loss = problem.queries.new_empty(shape, dtype=problem.loss_dtype)
+    loss = problem.queries.new_empty(shape, dtype=_wide(problem.queries))
     return loss, *_fake_gradients(problem), torch.empty(2, dtype=torch.float64, device="cpu")
 
 
@@ -199,7 +208,8 @@ def _info_nce_gradients_fake(*arguments: Any) -> Gradients:
 def _fake_gradients(problem: Problem) -> Gradients:
     inputs = (problem.queries, problem.passages, problem.temperature)
     out = [
-        like.new_empty(like.shape if need else (0,)) for like, need in zip(inputs, problem.needs, strict=True)
+        like.new_empty(like.shape if need else (0,), dtype=_wide(like))
+        for like, need in zip(inputs, problem.needs, strict=True)
     ]
     return out[0], out[1], out[2]
 
@@ -208,7 +218,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *shared, reduction = inputs
     _, *grads, stats = output
     ctx.mark_non_differentiable(*grads, stats)
-    ctx.needs, ctx.arguments = Problem(*shared).needs, len(inputs)
+    ctx.set_materialize_grads(False)  # or backward would begin with zeros for each of those
+    problem = Problem(*shared)
+    ctx.needs, ctx.arguments = problem.needs, len(inputs)
+    ctx.dtypes = [x.dtype for x in (problem.queries, problem.passages, problem.temperature)]
     ctx.recompute = reduction == "none"  # the weight of each loss comes with the backward pass
     if ctx.recompute:
         ctx.save_for_backward(*shared[:6])
@@ -225,14 +238,19 @@ def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
     return saved.mul_(grad).detach()
 
 
-def _backward(ctx: Any, grad: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * ctx.arguments
     if torch.is_grad_enabled():
         raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
     if ctx.recompute:
         grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
     else:
         grads = [_scaled(saved, grad) for saved in ctx.saved_tensors]
-    kept = [grad if need else None for grad, need in zip(grads, ctx.needs, strict=True)]
+    kept = [
+        grad.to(dtype) if need else None
+        for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs, strict=True)
+    ]
     return (*kept, *[None] * (ctx.arguments - 3))
 
 

@@ -100,6 +100,15 @@ def test_dtypes(batch, dtype):
     assert (q.grad - exact_q.grad).norm() <= tolerance * exact_q.grad.norm() / 0.2
 
 
+def test_a_loss_scale_saves_half_precision_gradients(batch):
+    """As torch.amp.GradScaler does it: in float16, gradients of 1e-7 are hardly anything before that."""
+    q, p = ((1e4 * x.detach()).half().requires_grad_() for x in batch)  # the gradient falls as the norm grows
+    (info_nce(q, p, 10.0) * 2**16).backward()
+    exact_q = q.detach().double().requires_grad_()
+    (reference.info_nce(exact_q, p.detach().double(), 10.0) * 2**16).backward()
+    assert (q.grad - exact_q.grad).norm() <= 0.01 * exact_q.grad.norm()
+
+
 def test_only_what_is_asked_for_gets_a_gradient(batch):
     q, p = batch
     both = torch.autograd.grad(info_nce(q, p), (q, p))

@@ -1,6 +1,10 @@
 """The registered ops and both backends against the float64 reference."""
 
 import itertools
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridfast import _core, info_nce, reference
+from hybridfast import _core, info_nce, ops, reference
 
 BACKENDS = ("cpu", "torch")
 
@@ -180,6 +184,78 @@ def info_nce_gradients(loss_function, q, p, temperature, targets, **options):
     out = loss_function(q, p, temperature, targets=targets, **options)
     loss, stats = out if isinstance(out, tuple) else (out, None)
     return loss.item(), torch.autograd.grad(loss, (q, p)), stats
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"margin": 0.1, "in_batch": False}], ids=str
+)
+def test_more_passages_than_the_workspace_holds(options):
+    """The softmax of 32 queries has room for 327,680 passages: 330,000 take two slabs."""
+    q, p, targets = problem(33, 330_000, 2)
+    weights = torch.rand(33, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = gradients(reference.info_nce, q.double(), p.double(), 0.3, weights, targets=targets, **options)
+    got = gradients(info_nce, q, p, 0.3, weights, targets=targets, backend="cpu", **options)
+    for value, wanted in zip(got, expected, strict=True):
+        assert (value - wanted).norm() <= 2e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory from /proc"
+)
+@pytest.mark.parametrize("options", ["", "bidirectional=True", "grad_tolerance=0.1"])
+def test_a_step_stays_within_its_workspace(options):
+    """4,096 x 65,536 logits are 1 GB. A step may add its gradients, 18 MB, and 64 MB. Dim 64 is for speed."""
+    code = f"""
+from pathlib import Path
+import torch
+from hybridfast import info_nce
+def kilobytes(field):
+    return int(Path("/proc/self/status").read_text().split(field)[1].split()[0])
+def step(queries, passages):
+    q, p = torch.randn(queries, 64, requires_grad=True), torch.randn(passages, 64, requires_grad=True)
+    before = kilobytes("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")
+    info_nce(q, p, {options}).backward()
+    return (kilobytes("VmHWM:") - before) / 1024
+step(64, 64)  # brings in what is loaded late
+print(step(4096, 65536))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], timeout=120, capture_output=True, text=True)
+    assert float(done.stdout) <= 18 + 64
+
+
+def test_many_positive_pairs_go_to_torch(monkeypatch):
+    q, p, _ = problem(4, 6, 3)
+    ids = {"query_groups": torch.zeros(4, dtype=torch.int64), "passage_groups": torch.arange(6) % 2}
+    native = info_nce(q, p, positives="groups", **ids)
+    monkeypatch.setattr(ops, "MOST_PAIRS", 11)
+    torch.testing.assert_close(info_nce(q, p, positives="groups", **ids), native)
+    with pytest.raises(ValueError, match="backend='cpu' does not cover more than 11 positive pairs"):
+        info_nce(q, p, positives="groups", backend="cpu", **ids)
+
+
+def test_python_threads_may_call_at_once():
+    inputs = [problem(200, 300, 40, seed) for seed in range(6)]
+    expected = [native(*arguments, 1) for arguments in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        for got, wanted in zip(pool.map(lambda x: native(*x, 3), inputs), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_forked_child_can_call():
+    """The child has none of the parent's worker threads. A process of its own: pytest has threads too."""
+    code = """
+import os, torch
+from hybridfast import info_nce
+torch.set_num_threads(4)
+q, p = torch.randn(100, 8), torch.randn(400, 8)
+parent = info_nce(q, p)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(info_nce(q, p), parent) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60).returncode == 0
 
 
 def test_binding_refuses_what_does_not_fit():
