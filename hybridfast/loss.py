@@ -41,7 +41,7 @@ def info_nce(
     deterministic: bool = True,
     backend: str = "auto",
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, InfoNCEStats]:
+) -> Any:
     """InfoNCE loss with in-batch negatives, never holding the (Q, N) similarity matrix.
 
     Query i's loss is -log(e^s_ig / (e^s_ig + sum over its negatives j of e^s_ij)), where s is the similarity
