@@ -1,4 +1,4 @@
-"""Runs the C++ stress tests under ThreadSanitizer, AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""Runs the C++ tests under ThreadSanitizer, AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
-def test_sampler_stress():
-    script = Path(__file__).parent / "native" / "run_sampler"
-    done = subprocess.run([script], capture_output=True, text=True, timeout=300, check=False)
+@pytest.mark.parametrize("script", ["run_sampler", "run_loss"])
+def test_under_sanitizers(script: str) -> None:
+    path = Path(__file__).parent / "native" / script
+    done = subprocess.run([path], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,5 @@
-// Stress tests of the sampler's hand-off, for ThreadSanitizer and AddressSanitizer; tests/native/run_sampler builds
-// them. None of them measures time: what hangs is ended by the caller's limit.
+// Stress tests of the sampler's hand-off, for ThreadSanitizer and AddressSanitizer; tests/native/run_sampler
+// builds them. None of them measures time: what hangs is ended by the caller's limit.
 
 #include <atomic>
 #include <condition_variable>
