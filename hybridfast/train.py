@@ -91,7 +91,7 @@ class TrainConfig:
     warmup_ratio: float = _setting(0.1, "Share of the steps in which the learning rate rises.")
     weight_decay: float = _setting(0.01, "Of AdamW.")
     max_grad_norm: float = _setting(1.0, "Gradients are scaled down to this norm; 0: never.")
-    max_steps: int = _setting(900, "Optimizer steps, one batch each.")
+    max_steps: int = _setting(1200, "Optimizer steps, one batch each.")
     num_train_epochs: float | None = _setting(None, "Epochs instead of max_steps.")
     bf16: bool = _setting(False, "Run the encoder and the similarity in bfloat16 (autocast).")
 

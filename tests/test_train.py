@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from hybridfast import train
 from hybridfast.train import TrainConfig
 
-# Enough for the embedded corpus to be half learnt: a third of the command's steps, half of its batch.
+# Enough for the embedded corpus to be half learnt: a quarter of the command's steps, half of its batch.
 SHORT = ["--max_steps", "300", "--batch_size", "256", "--dimension", "64", "--vocabulary_size", "6000"]
 
 
