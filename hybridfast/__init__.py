@@ -1,5 +1,11 @@
 """Hybrid batch training and language-bias evaluation for multilingual dense retrieval."""
 
+import pkgutil
+
+# In a checkout, `python -m hybridfast.train` finds these sources before the installed package, where the
+# compiled module is: look for it there too.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from hybridfast._core import build_info
 from hybridfast.corpus import ParallelCorpus, TokenizedCorpus
 from hybridfast.loss import InfoNCE, info_nce

@@ -209,8 +209,12 @@ def test_a_corpus_error_names_file_and_line(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("module", ["train", "evaluate"])
 def test_help_is_worth_reading(module: str) -> None:
-    command = [sys.executable, "-P", "-m", f"hybridfast.{module}", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    """Asked for in a checkout, whose sources Python finds before the installed package."""
+    command = [sys.executable, "-m", f"hybridfast.{module}", "--help"]
+    checkout = Path(__file__).parents[1]
+    shown = subprocess.run(
+        command, cwd=checkout, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
     assert f"python -m hybridfast.{module}" in shown
     assert "(default: None)" in shown
     assert shown.count("\n  --") > 8
