@@ -9,12 +9,21 @@ import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-__all__ = ["fail", "output_folder", "parse", "usage_errors"]
+__all__ = [
+    "check_device",
+    "check_output_folder",
+    "fail",
+    "next_free",
+    "output_folder",
+    "parse",
+    "usage_errors",
+]
 
 Config = TypeVar("Config")
 
@@ -80,6 +89,23 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         fail(str(error))
+
+
+def check_device(name: str | None) -> None:
+    """A ValueError unless torch can put a tensor there; None stands for whatever there is."""
+    if name is None:
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not to be had: {str(error).splitlines()[0]}") from None
+
+
+def next_free(name: str) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, ... that does not exist."""
+    return next(path for n in count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> Path:

@@ -52,7 +52,9 @@ class EvaluateConfig:
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "New folder for metrics.json and the picture. None: MODEL-DATASET under runs/."},
+        metadata={
+            "help": "New folder for the numbers and the picture. None: next free runs/MODEL-DATASET-1, ..."
+        },
     )
     query_prefix: str | None = field(
         default=None, metadata={"help": "Put before queries. None: the model's own prompt."}
@@ -68,8 +70,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.eval_batch_size < 1:
             raise ValueError(f"eval_batch_size must be >= 1, got {self.eval_batch_size}")
-        if self.output_dir is None:
-            self.output_dir = f"runs/{Path(self.model).name}-{Path(self.dataset).stem}"
+        cli.check_device(self.device)
 
 
 def load_eval_set(dataset: str, data_dir: str | None = None, candidates: str = "sentence") -> EvalSet:
@@ -124,29 +125,33 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, evaluation: Evaluation, details: dict[str, Any]) -> None:
-    """``metrics.json`` and ``language_pairs.png`` into an existing folder."""
-    metrics = {**details, "environment": environment(), "evaluation": evaluation.to_dict()}
+def write_results(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) -> None:
+    """``metrics.json`` and, with an evaluation, ``language_pairs.png`` into an existing folder."""
+    metrics = {**details, "environment": environment()}
+    if evaluation:
+        metrics["evaluation"] = evaluation.to_dict()
+        report.heat_map(evaluation, folder / "language_pairs.png")
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    report.heat_map(evaluation, folder / "language_pairs.png")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
-    assert config.output_dir is not None
+    name = Path(config.model).name
     with cli.usage_errors():
-        cli.check_output_folder(config.output_dir)
+        output_dir = cli.check_output_folder(
+            config.output_dir or cli.next_free(f"{name}-{Path(config.dataset).stem}")
+        )
         eval_set = load_eval_set(config.dataset, config.data_dir, config.candidates)
         model = encoders.load(config.model, device=config.device)
     encoders.set_prompts(model, config.query_prefix, config.passage_prefix)
     evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
-    print(report.table({Path(config.model).name: evaluation.summary()}))
-    with cli.output_folder(config.output_dir) as folder:
+    print(report.table({name: evaluation.summary()}))
+    with cli.output_folder(output_dir) as folder:
         write_results(folder, evaluation, {"config": asdict(config)})
-    print(f"\nWrote {config.output_dir}/metrics.json and {config.output_dir}/language_pairs.png")
+    print(f"\nWrote {output_dir}/metrics.json and {output_dir}/language_pairs.png")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 12_000) -> Toke
     return tokenizer
 
 
-def build_static(tokenizer: Tokenizer, dimension: int = 256) -> SentenceTransformer:
+def build_static(tokenizer: Tokenizer, dimension: int = 256, *, device: str = "cpu") -> SentenceTransformer:
     """A static encoder: the mean of a text's token embeddings, drawn from torch's global generator."""
     from sentence_transformers import SentenceTransformer
 
@@ -61,7 +61,7 @@ def build_static(tokenizer: Tokenizer, dimension: int = 256) -> SentenceTransfor
     embedding = StaticEmbedding(tokenizer, embedding_dim=dimension)
     # Rows of norm one: torch's default of sqrt(dimension) would take as many times the steps to turn round.
     torch.nn.init.normal_(embedding.embedding.weight, std=dimension**-0.5)
-    return SentenceTransformer(modules=[embedding], device="cpu")
+    return SentenceTransformer(modules=[embedding], device=device)
 
 
 def is_static(model: SentenceTransformer) -> bool:

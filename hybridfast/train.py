@@ -12,7 +12,6 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -115,7 +114,9 @@ class TrainConfig:
     seed: int = _setting(0, "Of the batches, the new weights and dropout.")
     num_seeds: int = _setting(1, "Train with seed, seed + 1, ... and report mean and standard deviation.")
     num_workers: int = _setting(2, "Native threads that build batches ahead.")
-    device: str | None = _setting(None, "cpu, cuda, ... None: a GPU where there is one.")
+    device: str | None = _setting(
+        None, "cpu, cuda, ... None: a GPU where there is one, but the CPU for static."
+    )
 
     def __post_init__(self) -> None:
         for name, valid, rule in (
@@ -148,6 +149,7 @@ class TrainConfig:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
+        cli.check_device(self.device)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
         if self.eval_dataset == "auto":
@@ -280,7 +282,9 @@ class Project:
         """The model before training."""
         torch.manual_seed(seed)
         if self.tokenizer is not None:
-            model = encoders.build_static(self.tokenizer, self.config.dimension)
+            model = encoders.build_static(
+                self.tokenizer, self.config.dimension, device=self.config.device or "cpu"
+            )
         else:
             model = encoders.load(self.config.model, device=self.config.device)
         encoders.set_prompts(model, self.config.query_prefix, self.config.passage_prefix)
@@ -306,14 +310,14 @@ def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     config = cli.parse(TrainConfig, "python -m hybridfast.train", __doc__ or "", argv)
     with cli.usage_errors():
-        output_dir = cli.check_output_folder(config.output_dir or _next_free(config))
+        name = "compare" if config.compare else _batch_type(config.alpha)
+        output_dir = cli.check_output_folder(config.output_dir or cli.next_free(name))
         project = Project(config)
     summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())
     with cli.output_folder(output_dir) as folder:
-        if config.eval_before and project.eval_set is not None:
-            untrained = project.evaluate(project.new_model(config.seed))
-            summaries["untrained"] = [untrained.summary()] if untrained else []
+        if config.eval_before and (untrained := project.evaluate(project.new_model(config.seed))):
+            summaries["untrained"] = [untrained.summary()]
         for name, run in runs:
             title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
             model = project.new_model(run.seed)
@@ -354,19 +358,11 @@ def _save(
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     details = {"config": settings, "training": training}
-    if evaluation:
-        write_results(folder, evaluation, details)
-    else:
-        (folder / "metrics.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+    write_results(folder, evaluation, details)
 
 
 def _batch_type(alpha: float) -> str:
     return {1.0: "mono", 0.0: "cross"}.get(alpha, "hybrid")
-
-
-def _next_free(config: TrainConfig) -> Path:
-    name = "compare" if config.compare else _batch_type(config.alpha)
-    return next(path for n in count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
 
 
 def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> None:

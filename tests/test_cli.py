@@ -105,6 +105,13 @@ def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
 
+def test_the_next_free_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.next_free("hybrid") == Path("runs/hybrid-1")
+    Path("runs/hybrid-1").mkdir(parents=True)
+    assert cli.next_free("hybrid") == Path("runs/hybrid-2")
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with cli.output_folder(tmp_path / "empty") as folder:

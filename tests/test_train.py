@@ -97,6 +97,7 @@ def test_a_transformer_learns_from_rows(tiny_xlm_r: Path, tmp_path: Path) -> Non
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "evaluation" not in metrics  # none was asked for
+    assert metrics["environment"]["torch"]
     assert metrics["training"]["loss"] < np.log(16 * 3)
     assert SentenceTransformer(str(tmp_path / "run")).encode(["ka1"]).shape == (1, 32)
 
@@ -164,6 +165,8 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--batch_size", "100000"], "batch_size"),
         (["--lr_scheduler_type", "steep"], "steep"),
         (["missing.yaml"], "missing.yaml"),
+        (["--device", "abacus"], "device 'abacus' is not to be had"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not to be had"),
         (["--output_dir", "FULL"], "exists and is not empty"),
     ],
 )
