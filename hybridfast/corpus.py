@@ -134,6 +134,34 @@ class ParallelCorpus:
             f"{len(self.languages)} languages, {len(self.sources)} sources)"
         )
 
+    @property
+    def version_GL(self) -> NDArray[np.int32]:
+        """The row of a group in a language, or -1 where that translation is missing."""
+        version_GL = np.full((len(self.groups), len(self.languages)), -1, np.int32)
+        version_GL[self.group_V, self.language_V] = np.arange(len(self), dtype=np.int32)
+        return version_GL
+
+    @property
+    def source_G(self) -> NDArray[np.int32]:
+        """The source of each group: that of its first row, and in a validated corpus of all of them."""
+        source_G = np.empty(len(self.groups), np.int32)
+        source_G[self.group_V[::-1]] = self.source_V[::-1]
+        return source_G
+
+    @property
+    def passage_hash_V(self) -> NDArray[np.uint64]:
+        """Equal passages have equal hashes."""
+        texts = self.table.column("passage").to_pylist()
+        return np.fromiter((_text_hash(text) for text in texts), np.uint64, len(texts))
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data: every column of every row."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in self.table.to_batches(max_chunksize=CHUNK):
+            digest.update(json.dumps(batch.to_pydict()).encode())
+        return digest.hexdigest()
+
     def coverage(self) -> dict[str, int]:
         """How many groups exist in each language."""
         counts = np.bincount(self.language_V, minlength=len(self.languages))
@@ -183,7 +211,7 @@ class ParallelCorpus:
             "max_query_length": max_query_length,
             "max_passage_length": max_passage_length,
             "tokenizer": _tokenizer_digest(tokenizer),
-            "data": self._digest(),
+            "data": self.fingerprint,
         }
         fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
         cache = Path(cache_dir or os.environ.get("HYBRIDFAST_CACHE") or Path.home() / ".cache" / "hybridfast")
@@ -201,12 +229,6 @@ class ParallelCorpus:
                 shutil.rmtree(unfinished, ignore_errors=True)
         return TokenizedCorpus.open(folder)
 
-    def _digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for batch in self.table.to_batches(max_chunksize=CHUNK):
-            digest.update(json.dumps(batch.to_pydict()).encode())
-        return digest.hexdigest()
-
     def _write_tokens(
         self, folder: Path, fingerprint: str, settings: dict[str, Any], tokenizer: Any, progress: bool
     ) -> None:
@@ -214,7 +236,6 @@ class ParallelCorpus:
         encode_passage = _encoder(tokenizer, settings["max_passage_length"])
         text_lengths = array("q")
         version_sizes = array("q")
-        passage_hashes = array("Q")
         with (
             open(folder / "token_ids.bin", "wb") as ids_file,
             tqdm(total=len(self), desc="tokenizing", unit=" rows", disable=not progress, leave=False) as bar,
@@ -236,20 +257,15 @@ class ParallelCorpus:
                 for row in rows:
                     text_lengths.append(len(row))
                 np.fromiter((token for row in rows for token in row), np.int32).tofile(ids_file)
-                passage_hashes.extend(_text_hash(text) for text in passages)
                 bar.update(len(queries))
-        version_GL = np.full((len(self.groups), len(self.languages)), -1, np.int32)
-        version_GL[self.group_V, self.language_V] = np.arange(len(self), dtype=np.int32)
-        source_G = np.empty(len(self.groups), np.int32)
-        source_G[self.group_V] = self.source_V
         arrays: dict[str, NDArray[Any]] = {
             "text_indptr": _indptr(text_lengths),
             "version_indptr": _indptr(version_sizes),
             "group_V": self.group_V,
             "language_V": self.language_V,
-            "version_GL": version_GL,
-            "source_G": source_G,
-            "passage_hash_V": np.frombuffer(passage_hashes, np.uint64),
+            "version_GL": self.version_GL,
+            "source_G": self.source_G,
+            "passage_hash_V": self.passage_hash_V,
         }
         shapes = {"token_ids": ([int(arrays["text_indptr"][-1])], "int32")}
         for name, values in arrays.items():
@@ -466,8 +482,7 @@ def _assemble(files: list[_File], name: str, language: str | None) -> ParallelCo
         raise ValueError(
             f"{at(later)}: id {row['id']!r} in language {row['lang']!r} is already at {at(earlier)}"
         )
-    source_G = np.empty(len(corpus.groups), np.int32)
-    source_G[corpus.group_V[::-1]] = corpus.source_V[::-1]  # the first row of a group decides
+    source_G = corpus.source_G
     strays = np.flatnonzero(source_G[corpus.group_V] != corpus.source_V)
     if len(strays):
         stray = int(strays[0])

@@ -12,7 +12,6 @@ do it once. Prompts and prefixes are the trainer's.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,20 +71,13 @@ class HybridDataset(Dataset):
         for i in range(min((len(own) for own in negatives), default=0)):
             columns[f"negative_{i + 1}"] = pa.chunked_array([[own[i] for own in negatives]])
         super().__init__(InMemoryTable(pa.table(columns)))
-        version_GL = np.full((len(corpus.groups), len(corpus.languages)), -1, np.int32)
-        version_GL[corpus.group_V, corpus.language_V] = np.arange(len(corpus), dtype=np.int32)
-        source_G = np.empty(len(corpus.groups), np.int32)
-        source_G[corpus.group_V] = corpus.source_V
-        digests = [
-            hashlib.blake2b(text.encode(), digest_size=8).digest() for text in table["passage"].to_pylist()
-        ]
         self.versions = _Versions(
             languages=corpus.languages,
             sources=corpus.sources,
-            version_GL=version_GL,
-            source_G=source_G,
-            passage_hash_V=np.frombuffer(b"".join(digests), np.uint64),
-            fingerprint=hashlib.blake2b(b"".join(digests), digest_size=8).hexdigest(),
+            version_GL=corpus.version_GL,
+            source_G=corpus.source_G,
+            passage_hash_V=corpus.passage_hash_V,
+            fingerprint=corpus.fingerprint,
         )
 
     def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
