@@ -19,8 +19,8 @@ using simd::Operands;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
 constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
-constexpr double kSparseShare =
-    0.2;  // of a block's pairs, up to which the sparse sums are faster; half of that for bfloat16
+// Share of a block's pairs up to which the sparse sums are faster; half of that for bfloat16.
+constexpr double kSparseShare = 0.2;
 constexpr std::size_t kDepthBlock = 240;  // passages per step of the query gradients' sum
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {

@@ -31,8 +31,7 @@ struct InfoNceGradients {
   float* query_grads;    // (queries, dim)
   float* passage_grads;  // (passages, dim)
   double* temperature_grad;
-  double
-      tolerance;  // the share of a query's negatives that its gradients may leave out; 0: form them in full
+  double tolerance;  // share of a query's negatives that its gradients may leave out; 0: form them in full
 };
 
 // What the gradients left out.

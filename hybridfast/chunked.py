@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_ENTRIES = (
-    1 << 20
-)  # of the similarity matrix held at once: 4 MB in float32, and a few temporaries of that size
+# Of the similarity matrix, held at once: 4 MB in float32, and a few temporaries of that size.
+CHUNK_ENTRIES = 1 << 20
 
 
 def _unit_rows(rows: Tensor, normalize: bool, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:

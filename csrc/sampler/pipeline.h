@@ -3,14 +3,13 @@
 //
 // What is guaranteed, and why:
 // - The consumer's next() is wait-free apart from one wait with a time limit and from building: it takes no
-// lock, waits
-//   for a late batch at most `patience` (twice the usual building time), and then builds that batch itself.
-//   Batches are pure, so both results are equal; one compare-and-swap decides which is delivered and the
-//   other is recycled. Workers stopped for ever, at any line of this code, therefore delay each batch by at
-//   most patience and one building.
+//   lock, waits for a late batch at most `patience` (twice the usual building time), and then builds that
+//   batch itself. Batches are pure, so both results are equal; one compare-and-swap decides which is
+//   delivered and the other is recycled. Workers stopped for ever, at any line of this code, therefore delay
+//   each batch by at most patience and one building.
 // - Workers do not wait for one another: each builds the tickets it drew, and waits only for the consumer to
-// make room.
-//   With room, the ring is lock-free: a worker that publishes loses only to another that has published.
+//   make room. With room, the ring is lock-free: a worker that publishes loses only to another that has
+//   published.
 // - Outside of it: the memory allocator's locks (touched when a batch outgrows all its buffer held before, so
 //   not in the steady state), page faults on the corpus, and close(), which joins the workers and so waits
 //   for what they are building.

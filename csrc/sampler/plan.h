@@ -79,9 +79,8 @@ struct Options {
   Dedup dedup = Dedup::kGroup;
   std::uint32_t dedup_window = 1;
   std::uint32_t length_buckets = 1;
-  std::uint32_t batches = 0;  // of an epoch; 0: versions / batch_size
-  const std::int32_t* predefined_NB3 =
-      nullptr;  // `batches` times batch_size rows (group, language, language)
+  std::uint32_t batches = 0;                     // of an epoch; 0: versions / batch_size
+  const std::int32_t* predefined_NB3 = nullptr;  // `batches` x batch_size rows (group, language, language)
 };
 
 struct Row {
