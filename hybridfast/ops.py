@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridfast import _core, chunked
+from hybridfast import _core, blocks, torch_kernels
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
 MOST_PAIRS = 1 << 22  # positive pairs whose logits the native backend keeps: 16 MB
@@ -99,7 +99,7 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
     if gap is None and problem.backend in ("auto", "cpu"):
         (losses, *grads), stats = _run_native(problem, weights)
     else:
-        (losses, *grads), stats = _run_torch(problem, weights), (1.0, 0.0)
+        (losses, *grads), stats = _run_blocks(problem, weights), (1.0, 0.0)
     inputs = (problem.queries, problem.passages, problem.temperature)
     wanted = [
         like.new_empty(0, dtype=_wide(like))
@@ -150,9 +150,10 @@ def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) ->
     return dense[: len(query_groups)], dense[len(query_groups) :]
 
 
-def _run_torch(problem: Problem, weights: Tensor | None) -> Formed:
+def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
     with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
-        return chunked.info_nce(
+        return blocks.info_nce(
+            torch_kernels,
             problem.queries,
             problem.passages,
             problem.temperature,
@@ -166,6 +167,7 @@ def _run_torch(problem: Problem, weights: Tensor | None) -> Formed:
             normalize=problem.normalize,
             compute_dtype=problem.compute_dtype or problem.queries.dtype,
             weights=weights,
+            needs=(problem.needs[0], problem.needs[1]),
         )
 
 
