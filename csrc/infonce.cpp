@@ -23,33 +23,22 @@ constexpr std::size_t kMostQueries = 512;       // in a block: their weights for
 constexpr double kSparseShare = 0.2;
 constexpr std::size_t kDepthBlock = 240;  // passages per step of the query gradients' sum
 
+// Floats to be written before they are read: a vector would clear them.
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(std::size_t count) { reset(count); }
+  void reset(std::size_t count) { floats_.reset(new float[count]); }
+  float* data() { return floats_.get(); }
+  float& operator[](std::size_t i) { return floats_[i]; }
+  const float& operator[](std::size_t i) const { return floats_[i]; }
+
+ private:
+  std::unique_ptr<float[]> floats_;
+};
+
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
-}
-
-// 1 / |row|, or 0 for a zero row. NaN for a row that is not finite, so that it reaches every loss it touches.
-float inverse_norm(const float* row, std::size_t dim, bool normalize) {
-  double sums[8] = {};
-  std::size_t d = 0;
-  for (; d + 8 <= dim; d += 8)
-    for (std::size_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(row[d + k]) * row[d + k];
-  for (; d < dim; ++d) sums[0] += static_cast<double>(row[d]) * row[d];
-  double square = 0;
-  for (const double sum : sums) square += sum;
-  if (!std::isfinite(square)) return std::numeric_limits<float>::quiet_NaN();
-  if (!normalize) return 1.0f;
-  return square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
-}
-
-// out[c][r] = in[r][c], in blocks that stay in the first-level cache.
-void transpose(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
-               std::size_t out_stride) {
-  constexpr std::size_t kBlock = 32;
-  for (std::size_t top = 0; top < rows; top += kBlock)
-    for (std::size_t left = 0; left < columns; left += kBlock)
-      for (std::size_t c = left; c < std::min(left + kBlock, columns); ++c)
-        for (std::size_t r = top; r < std::min(top + kBlock, rows); ++r)
-          out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 double softplus(double x) {
@@ -143,10 +132,10 @@ class InfoNce {
     block_ = panels_ * lanes_;
     norm_.resize(block_);
     groups_.resize(block_);
-    packed_.resize(panels_ * units_ * lanes_);
-    tile_.reset(new float[panels_ * slab_ * chunk_ * lanes_]);
-    chunk_max_.resize(panels_ * chunks_ * lanes_);
-    chunk_sum_.resize(panels_ * chunks_ * lanes_);
+    packed_.reset(panels_ * units_ * lanes_);
+    tile_.reset(panels_ * slab_ * chunk_ * lanes_);
+    chunk_max_.reset(panels_ * chunks_ * lanes_);
+    chunk_sum_.reset(panels_ * chunks_ * lanes_);
     if (problem.bidirectional) {
       column_max_.assign(problem.passages, -kInfinity);
       column_sum_.resize(problem.passages);
@@ -155,8 +144,8 @@ class InfoNce {
     column_shift_.assign(problem.passages, kInfinity);
     column_weight_.resize(problem.passages);
     if (!gradients) return;
-    rows_.resize(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
-    query_sums_.resize(panels_ * problem.dim * lanes_);
+    rows_.reset(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
+    query_sums_.reset(panels_ * problem.dim * lanes_);
     along_.resize(block_);
     if (!filtering_) return;
     threshold_.resize(block_);
@@ -212,6 +201,14 @@ class InfoNce {
   float* tile(std::size_t panel, std::size_t passage) {
     return &tile_[(panel * slab_ * chunk_ + passage - slab_first_ * chunk_) * lanes_];
   }
+  // 1 / |row|, or 0 for a zero row. NaN for a row that is not finite, so that it reaches every loss it
+  // touches.
+  float inverse_norm(const float* row) const {
+    const double square = kernels_.dot(row, row, problem_.dim);
+    if (!std::isfinite(square)) return std::numeric_limits<float>::quiet_NaN();
+    if (!problem_.normalize) return 1.0f;
+    return square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
+  }
   const float* query(std::size_t i) const { return problem_.query_rows + i * problem_.dim; }
   const float* passage(std::size_t j) const { return problem_.passage_rows + j * problem_.dim; }
 
@@ -228,8 +225,7 @@ class InfoNce {
   void prepare_passages() {
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
       for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
-        scale_[j] = static_cast<float>(inverse_norm(passage(j), problem_.dim, problem_.normalize) /
-                                       problem_.temperature);
+        scale_[j] = static_cast<float>(inverse_norm(passage(j)) / problem_.temperature);
     });
     if (problem_.in_batch) return;
     for (std::size_t i = 0; i < problem_.queries; ++i)
@@ -251,14 +247,14 @@ class InfoNce {
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
       const bool used = slot < size_;
-      norm_[slot] = used ? inverse_norm(query(first_ + slot), problem_.dim, problem_.normalize) : 0.0f;
+      norm_[slot] = used ? inverse_norm(query(first_ + slot)) : 0.0f;
       if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
       float* unit = &units[lane * width];
       for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = query(first_ + slot)[d] * norm_[slot];
       if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * units_]);
     }
-    transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
-              &packed_[panel * units_ * lanes_], lanes_);
+    kernels_.transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
+                       &packed_[panel * units_ * lanes_], lanes_);
     const std::size_t depth = panel_depth();
     for (std::size_t p = 0; gradients_ && p < dim_panels_; ++p) {
       float* out = &rows_[(p * panels_ + panel) * depth * lanes_];
@@ -276,9 +272,9 @@ class InfoNce {
   std::size_t panel_depth() const { return pairs_ ? lanes_ / 2 : lanes_; }
 
   // A chunk's passages as scalars for the scores; `store` keeps what had to be converted.
-  const float* score_operand(std::size_t first, std::size_t count, std::vector<float>& store) const {
+  const float* score_operand(std::size_t first, std::size_t count, Scratch& store) const {
     if (!pairs_) return passage(first);
-    store.resize(count * units_);
+    store.reset(count * units_);
     for (std::size_t j = 0; j < count; ++j)
       kernels_.pair_neighbours(passage(first + j), problem_.dim, &store[j * units_]);
     return store.data();
@@ -308,7 +304,7 @@ class InfoNce {
   // Leaves exp(logit - the chunk's maximum) in the tiles.
   void sum_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    std::vector<float> store;
+    Scratch store;
     const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       float* logits = tile(panel, first);
@@ -402,7 +398,7 @@ class InfoNce {
 
   void weigh_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    std::vector<float> store;
+    Scratch store;
     const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const std::size_t row = first_ + panel * lanes_;
@@ -435,12 +431,12 @@ class InfoNce {
 
   void sum_passages(std::size_t first, std::size_t count) {
     const std::size_t depth = panel_depth();
-    std::vector<float> edge, store;
+    Scratch edge, store;
     const float* weights = tile(0, first);
     std::size_t panel_stride = slab_ * chunk_ * lanes_;
     if (pairs_) {
       panel_stride = count * depth;
-      store.resize(active_ * panel_stride);
+      store.reset(active_ * panel_stride);
       for (std::size_t panel = 0; panel < active_; ++panel)
         kernels_.pair_neighbours(tile(panel, first), count * lanes_, &store[panel * panel_stride]);
       weights = store.data();
@@ -455,7 +451,7 @@ class InfoNce {
         multiply_(operands, count, out, problem_.dim, add);
         continue;
       }
-      edge.resize(count * lanes_);
+      edge.reset(count * lanes_);
       multiply_(operands, count, edge.data(), lanes_, false);
       for (std::size_t j = 0; j < count; ++j)
         for (std::size_t c = 0; c < width; ++c)
@@ -484,11 +480,11 @@ class InfoNce {
     const std::size_t width = end - begin, depth = count / chunks;
     Operands operands{passage(first) + begin, 1, problem_.dim, nullptr, depth, chunks, depth * problem_.dim,
                       chunk_ * lanes_};
-    std::vector<float> store;
+    Scratch store;
     if (pairs_) {
       const std::vector<float> zeros(width);
       operands.depth = blocks_of(depth, 2);
-      store.resize(chunks * operands.depth * width);
+      store.reset(chunks * operands.depth * width);
       for (std::size_t j = 0; j < count; j += 2)
         kernels_.pair_rows(passage(first + j) + begin,
                            j + 1 < count ? passage(first + j + 1) + begin : zeros.data(), width,
@@ -506,8 +502,8 @@ class InfoNce {
   void transpose_queries() {
     if (!gradients_->query_grads) return;
     for_panels([this](std::size_t panel) {
-      transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim,
-                std::min(lanes_, size_ - panel * lanes_), query_grad(panel * lanes_), problem_.dim);
+      kernels_.transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim,
+                         std::min(lanes_, size_ - panel * lanes_), query_grad(panel * lanes_), problem_.dim);
     });
   }
 
@@ -691,8 +687,7 @@ class InfoNce {
       for (std::size_t slot = begin; slot < end; ++slot) {
         const std::size_t i = first_ + slot;
         float* grad = query_grad(slot);
-        double along = finish_row(query(i), norm_[slot], grad);
-        for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] *= norm_[slot];
+        double along = finish_row(query(i), norm_[slot], grad, norm_[slot]);
         const auto passages = positives_.of(i);
         for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k)
           along -= pair_gradient(i, positives_.first_pair(i) + k, passages[k]) * problem_.margin /
@@ -708,24 +703,17 @@ class InfoNce {
     if (!gradients_->passage_grads || !problem_.normalize) return;
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
       for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
-        finish_row(passage(j), scale_[j] * problem_.temperature,
-                   gradients_->passage_grads + j * problem_.dim);
+        finish_row(passage(j), scale_[j] * problem_.temperature, gradients_->passage_grads + j * problem_.dim,
+                   1.0f);
     });
   }
 
-  // Takes a gradient back through the normalisation, short of the factor 1 / |row|: g -= u <u, g> with
-  // u = row / |row|. Returns <u, g>.
-  double finish_row(const float* row, double inverse, float* grad) const {
-    double sums[8] = {};
-    const std::size_t whole = problem_.dim / 8 * 8;
-    for (std::size_t d = 0; d < whole; d += 8)
-      for (std::size_t k = 0; k < 8; ++k) sums[k] += static_cast<double>(row[d + k]) * grad[d + k];
-    for (std::size_t d = whole; d < problem_.dim; ++d) sums[0] += static_cast<double>(row[d]) * grad[d];
-    double along = 0;
-    for (const double sum : sums) along += sum * inverse;
-    if (!problem_.normalize) return along;
-    const auto radial = static_cast<float>(along * inverse);
-    for (std::size_t d = 0; d < problem_.dim; ++d) grad[d] -= row[d] * radial;
+  // Takes a gradient back through the normalisation, u = row / |row|: g = (g - u <u, g>) * factor. Returns
+  // <u, g>.
+  double finish_row(const float* row, double inverse, float* grad, float factor) const {
+    const double along = kernels_.dot(row, grad, problem_.dim) * inverse;
+    const double radial = problem_.normalize ? along * inverse : 0.0;
+    kernels_.project(grad, row, static_cast<float>(radial), factor, problem_.dim);
     return along;
   }
 
@@ -757,9 +745,9 @@ class InfoNce {
   std::vector<float> column_shift_, column_weight_;  // (passages,): as shift_ and weight_
   std::vector<float> norm_;                          // (block,): 1 / |q|
   std::vector<std::int32_t> groups_;                 // (block,)
-  std::vector<float> packed_, rows_, query_sums_;    // see pack_queries, sum_queries
-  std::unique_ptr<float[]> tile_;                    // [panel][passage of the slab][lane]
-  std::vector<float> chunk_max_, chunk_sum_;         // [panel][chunk][lane]
+  Scratch packed_, rows_, query_sums_;               // see pack_queries, sum_queries
+  Scratch tile_;                                     // [panel][passage of the slab][lane]
+  Scratch chunk_max_, chunk_sum_;                    // [panel][chunk][lane]
   bool filtering_;
   std::size_t pause_ = 0, untried_ = 0;         // see try_sparsely
   std::vector<float> threshold_, row_dropped_;  // (block,), see choose_thresholds

@@ -11,8 +11,19 @@
 #include <mutex>
 #include <thread>
 
+#include "pause.h"
+
 namespace hybridfast {
 namespace {
+
+// Looks at what another thread is about to do before sleeping until it is done: some 50 us, about what a
+// sleep and a wake-up cost. An op's parallel loops follow each other faster than that.
+constexpr int kLooks = 2000;
+
+template <typename Done>
+void look_for(Done done) {
+  for (int look = 0; look < kLooks && !done(); ++look) pause();
+}
 
 // One parallel_for call. Blocks are handed out by `next`; a worker that joins late finds none left and
 // leaves.
@@ -39,8 +50,8 @@ struct Job {
   std::atomic<std::size_t> next{0};
   std::mutex mutex;
   std::condition_variable idle;
-  int running = 0;      // workers inside work(); guarded by mutex
-  bool closed = false;  // the caller is leaving; guarded by mutex
+  std::atomic<int> running{0};  // workers inside work(); written under mutex
+  bool closed = false;          // the caller is leaving; guarded by mutex
   std::exception_ptr error;
 };
 
@@ -56,9 +67,11 @@ class Pool {
         ++workers_;
       }
       queue_.insert(queue_.end(), helpers, job);
+      queued_.store(queue_.size(), std::memory_order_relaxed);
     }
     for (std::size_t i = 0; i < helpers; ++i) wake_.notify_one();
     job->work();
+    look_for([&] { return job->running.load(std::memory_order_relaxed) == 0; });
     std::unique_lock<std::mutex> lock(job->mutex);
     job->closed = true;
     job->idle.wait(lock, [&] { return job->running == 0; });
@@ -69,11 +82,13 @@ class Pool {
   void serve() {
     for (;;) {
       std::shared_ptr<Job> job;
+      look_for([this] { return queued_.load(std::memory_order_relaxed) > 0; });
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [this] { return !queue_.empty(); });
         job = std::move(queue_.front());
         queue_.pop_front();
+        queued_.store(queue_.size(), std::memory_order_relaxed);
       }
       {
         const std::lock_guard<std::mutex> lock(job->mutex);
@@ -89,6 +104,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::shared_ptr<Job>> queue_;
+  std::atomic<std::size_t> queued_{0};  // queue_.size(), to look at without the mutex
   std::size_t workers_ = 0;
 };
 

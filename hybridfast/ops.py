@@ -237,6 +237,8 @@ def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
     graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     if type(saved) is not Tensor or graph_is_kept():  # a subclass is tracing
         return saved * grad.to(saved.dtype)
+    if grad.device.type == "cpu" and grad.item() == 1:  # as it is unless losses are summed or scaled
+        return saved.detach()
     return saved.mul_(grad).detach()
 
 

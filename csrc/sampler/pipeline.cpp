@@ -7,6 +7,8 @@
 #include <new>
 #include <utility>
 
+#include "pause.h"
+
 namespace hybridfast::sampler {
 namespace {
 

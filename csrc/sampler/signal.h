@@ -53,12 +53,4 @@ class Signal {
   std::atomic<std::uint32_t> count_{0}, sleepers_{0};
 };
 
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 }  // namespace hybridfast::sampler

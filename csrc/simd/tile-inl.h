@@ -25,6 +25,8 @@ typedef float Vector __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 typedef float VectorU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES), aligned(4), may_alias));
 typedef std::int32_t Ints __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 typedef std::int32_t IntsU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES), aligned(4), may_alias));
+typedef float HalfU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2), aligned(4), may_alias));
+typedef double Doubles __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
@@ -98,25 +100,25 @@ void score_tile(const float* query_panel, const float* passage_panel, std::size_
 }
 
 #ifdef __AVX512BF16__
-typedef std::uint16_t Halves __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2)));
-typedef std::uint32_t Words __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
-
-Words round_to_words(__m512 row) {
-  return __builtin_convertvector(reinterpret_cast<Halves>(_mm512_cvtneps_pbh(row)), Words);
+// The halves of one register after another, `odd` above, brought side by side.
+__m512 interleave(__m512 even, __m512 odd) {
+  alignas(64) static constexpr std::uint16_t kPlaces[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512bh halves = _mm512_cvtne2ps_pbh(odd, even);
+  return _mm512_castsi512_ps(
+      _mm512_permutexvar_epi16(_mm512_load_si512(kPlaces), reinterpret_cast<__m512i>(halves)));
 }
 
 void pair_rows(const float* even, const float* odd, std::size_t count, float* pairs) {
   std::size_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) {
-    const Words low = round_to_words(_mm512_loadu_ps(even + c)),
-                high = round_to_words(_mm512_loadu_ps(odd + c));
-    _mm512_storeu_ps(pairs + c, reinterpret_cast<__m512>(low | high << 16));
-  }
+  for (; c + kLanes <= count; c += kLanes)
+    _mm512_storeu_ps(pairs + c, interleave(_mm512_loadu_ps(even + c), _mm512_loadu_ps(odd + c)));
   if (c == count) return;
   const auto rest = static_cast<__mmask16>((1u << (count - c)) - 1);
-  const Words low = round_to_words(_mm512_maskz_loadu_ps(rest, even + c));
-  const Words high = round_to_words(_mm512_maskz_loadu_ps(rest, odd + c));
-  _mm512_mask_storeu_ps(pairs + c, rest, reinterpret_cast<__m512>(low | high << 16));
+  _mm512_mask_storeu_ps(
+      pairs + c, rest,
+      interleave(_mm512_maskz_loadu_ps(rest, even + c), _mm512_maskz_loadu_ps(rest, odd + c)));
 }
 
 void pair_neighbours(const float* row, std::size_t count, float* pairs) {
@@ -298,6 +300,65 @@ void combine_rows(const float* rows, std::size_t dim, const std::uint32_t* index
     for (std::size_t k = 0; k < count; ++k) sum += weight[k] * rows[index[k] * dim + d];
     out[d] = sum;
   }
+}
+
+Doubles load_doubles(const float* place) {
+  return __builtin_convertvector(*reinterpret_cast<const HalfU*>(place), Doubles);
+}
+
+double dot(const float* a, const float* b, std::size_t count) {
+  constexpr std::size_t kSums = 4, kHalf = kLanes / 2;
+  Doubles sums[kSums];
+  for (std::size_t s = 0; s < kSums; ++s) sums[s] = Doubles{};
+  std::size_t d = 0;
+  for (; d + kSums * kHalf <= count; d += kSums * kHalf)
+    for (std::size_t s = 0; s < kSums; ++s)
+      sums[s] += load_doubles(a + d + s * kHalf) * load_doubles(b + d + s * kHalf);
+  const Doubles total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double sum = 0;
+  for (std::size_t c = 0; c < kHalf; ++c) sum += total[c];
+  for (; d < count; ++d) sum += static_cast<double>(a[d]) * b[d];
+  return sum;
+}
+
+void project(float* grad, const float* row, float radial, float factor, std::size_t count) {
+  std::size_t d = 0;
+  for (; d + kLanes <= count; d += kLanes) {
+    const Vector value = (load(grad + d) - load(row + d) * radial) * factor;
+    store(grad + d, value);
+  }
+  for (; d < count; ++d) grad[d] = (grad[d] - row[d] * radial) * factor;
+}
+
+// log2(kLanes) rounds, each of which interleaves the first half of the rows with the second.
+void transpose_square(const float* in, std::size_t in_stride, float* out, std::size_t out_stride) {
+  constexpr std::size_t kHalf = kLanes / 2;
+  Ints low{}, high{};
+  for (std::size_t c = 0; c < kLanes; ++c) {
+    low[c] = static_cast<std::int32_t>(c / 2 + c % 2 * kLanes);
+    high[c] = static_cast<std::int32_t>(c / 2 + c % 2 * kLanes + kHalf);
+  }
+  Vector rows[kLanes], mixed[kLanes];
+  for (std::size_t r = 0; r < kLanes; ++r) rows[r] = load(in + r * in_stride);
+  for (std::size_t round = 1; round < kLanes; round *= 2) {
+    for (std::size_t r = 0; r < kHalf; ++r) {
+      mixed[2 * r] = __builtin_shuffle(rows[r], rows[r + kHalf], low);
+      mixed[2 * r + 1] = __builtin_shuffle(rows[r], rows[r + kHalf], high);
+    }
+    for (std::size_t r = 0; r < kLanes; ++r) rows[r] = mixed[r];
+  }
+  for (std::size_t r = 0; r < kLanes; ++r) store(out + r * out_stride, rows[r]);
+}
+
+void transpose(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
+               std::size_t out_stride) {
+  const std::size_t whole_rows = rows / kLanes * kLanes, whole_columns = columns / kLanes * kLanes;
+  for (std::size_t c = 0; c < whole_columns; c += kLanes)
+    for (std::size_t r = 0; r < whole_rows; r += kLanes)
+      transpose_square(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+  for (std::size_t c = 0; c < columns; ++c)
+    for (std::size_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r)
+      out[c * out_stride + r] = in[r * in_stride + c];
 }
 
 }  // namespace

@@ -83,6 +83,14 @@ struct TileKernels {
   void (*combine_rows)(const float* rows, std::size_t dim, const std::uint32_t* index, const float* weight,
                        std::size_t count, float* out, bool add);
 
+  // Rows of floats: <a, b>, summed in double; and grad = (grad - radial * row) * factor.
+  double (*dot)(const float* a, const float* b, std::size_t count);
+  void (*project)(float* grad, const float* row, float radial, float factor, std::size_t count);
+
+  // out[c * out_stride + r] = in[r * in_stride + c].
+  void (*transpose)(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
+                    std::size_t out_stride);
+
   static constexpr std::size_t kLevels = 12;
 };
 
