@@ -2,6 +2,7 @@
 // Inputs end where their memory ends, so that reading past a row's end is caught, and losses are compared
 // with sums in double.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -99,9 +100,65 @@ void check(const Shape& shape, int options, std::mt19937& random) {
   info_nce(problem, losses.data(), &gradients, 3);
 }
 
+std::vector<float> normals(std::size_t count, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  std::generate(values.begin(), values.end(), [&] { return normal(random); });
+  return values;
+}
+
+void fail(const char* what, double got, double wanted) {
+  std::fprintf(stderr, "%s: %s is %.9g, should be %.9g\n", simd::kernels().name, what, got, wanted);
+  std::exit(1);
+}
+
+// exp to 1 ulp, all over its range: through a softmax whose maximum is 0.
+void check_exp() {
+  const simd::TileKernels& kernels = simd::kernels();
+  const std::size_t columns = kernels.columns, count = 4096;
+  std::vector<float> tile(count * columns), max(columns), sum(columns);
+  const auto logit = [&](std::size_t i) { return -87.33f * static_cast<float>(i) / (count * columns); };
+  for (std::size_t i = 0; i < tile.size(); ++i) tile[i] = logit(i);
+  std::fill_n(tile.begin(), columns, 0.0f);
+  kernels.softmax(tile.data(), count, max.data(), sum.data());
+  for (std::size_t i = columns; i < tile.size(); ++i) {
+    const double wanted = std::exp(static_cast<double>(logit(i)));
+    const auto rounded = static_cast<float>(wanted);
+    const double ulp = std::nextafter(rounded, 2 * rounded) - rounded;
+    if (std::abs(tile[i] - wanted) > ulp) fail("exp", tile[i], wanted);
+  }
+}
+
+// Rows of every length around a few vectors, copied to their size so that a step too far is an error.
+void check_rows() {
+  const simd::TileKernels& kernels = simd::kernels();
+  std::mt19937 random(1);
+  for (std::size_t n : {1, 3, 7, 16, 31, 33, 64, 129}) {
+    const std::vector<float> a = normals(n * 37, random), b = normals(n * 37, random);
+    std::vector<float> grad(b), out(n * 37);
+    double dot = 0, size = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      dot += static_cast<double>(a[i]) * b[i];
+      size += std::abs(static_cast<double>(a[i]) * b[i]);
+    }
+    if (std::abs(kernels.dot(a.data(), b.data(), n) - dot) > 1e-14 * size)
+      fail("dot", kernels.dot(a.data(), b.data(), n), dot);
+    kernels.project(grad.data(), a.data(), 0.5f, 3.0f, n);
+    for (std::size_t i = 0; i < n; ++i)
+      if (std::abs(grad[i] - (b[i] - 0.5f * a[i]) * 3.0f) > 1e-5f)
+        fail("project", grad[i], (b[i] - 0.5f * a[i]) * 3.0f);
+    kernels.transpose(a.data(), n, 37, n, out.data(), 37);
+    for (std::size_t r = 0; r < 37; ++r)
+      for (std::size_t c = 0; c < n; ++c)
+        if (out[c * 37 + r] != a[r * n + c]) fail("transpose", out[c * 37 + r], a[r * n + c]);
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_exp();
+  check_rows();
   // Around one panel, one chunk and one block of queries; dimensions on both sides of every vector's width.
   const Shape shapes[] = {{1, 1, 1}, {2, 5, 3}, {33, 47, 17}, {31, 97, 15}, {65, 49, 64}, {530, 40, 5}};
   std::mt19937 random(0);
