@@ -326,7 +326,7 @@ def test_step_never_waits(benchmark: Any, text_tokens: SimpleNamespace) -> None:
             steps.append(begin - got)
 
     def both() -> None:
-        batches = sampler.epoch(0)
+        batches = chain.from_iterable(sampler.epoch(epoch) for epoch in count())
         train("start", islice(batches, STEPS // 5))  # the ring fills
         for _ in range(4):
             train("HybridSampler", islice(batches, STEPS))

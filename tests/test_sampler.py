@@ -296,6 +296,16 @@ def test_plan_without_text():
     assert len(batch.groups) == 64
 
 
+def test_pinned_batches_hold_the_same_ids():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="pin_memory=True needs CUDA"):
+            HybridSampler(make_tokens(), 8, pin_memory=True)
+        return
+    pinned = HybridSampler(make_tokens(), 8, pin_memory=True)[0, 0]
+    assert all(tensor.is_pinned() for side in (pinned.queries, pinned.passages) for tensor in side.values())
+    assert_equal_batches(pinned, HybridSampler(make_tokens(), 8)[0, 0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,10 +6,13 @@
 #include <new>
 #include <stdexcept>
 
+#include "sampler/courtesy.h"
+
 namespace hybridfast::sampler {
 namespace {
 
 constexpr std::size_t kAhead = 16;  // texts between a prefetch and its use
+constexpr std::size_t kTurn = 64;   // texts between two chances for others: some 10 us
 
 }  // namespace
 
@@ -40,6 +43,7 @@ void Gatherer::check_files() const {
 void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) {
   check_files();
   planner_.plan(schedule, index, planned_);
+  give_way();
 
   const std::size_t rows = planned_.rows.size() / options_.world_size;
   const std::size_t first = rows * options_.rank;
@@ -132,6 +136,7 @@ void Gatherer::write_padded(const std::vector<Span>& spans, Texts& out) const {
   Int* mask = out.mask.resize<Int>(out.texts * out.length);
   const auto pad = static_cast<Int>(corpus.pad_id);
   for (std::size_t i = 0; i < spans.size(); ++i, ids += out.length, mask += out.length) {
+    if (i % kTurn == 0) give_way();
     if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
     const auto count = static_cast<std::size_t>(spans[i].count);
     std::copy_n(corpus.token_ids + spans[i].first, count, ids);
@@ -148,6 +153,7 @@ void Gatherer::write_flat(const std::vector<Span>& spans, Texts& out) const {
   Int* offsets = out.mask.resize<Int>(std::max<std::size_t>(out.texts, 1));
   Int offset = 0;
   for (std::size_t i = 0; i < spans.size(); ++i) {
+    if (i % kTurn == 0) give_way();
     if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
     offsets[i] = offset;
     std::copy_n(corpus.token_ids + spans[i].first, static_cast<std::size_t>(spans[i].count), ids + offset);

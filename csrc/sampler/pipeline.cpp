@@ -1,13 +1,13 @@
 #include "sampler/pipeline.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <new>
 #include <utility>
 
 #include "pause.h"
+#include "sampler/courtesy.h"
 
 namespace hybridfast::sampler {
 namespace {
@@ -25,14 +25,6 @@ std::uint64_t forks() {
 
 void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount = 1) {
   counter.fetch_add(amount, std::memory_order_relaxed);
-}
-
-// A woken worker must not push the training thread that woke it off its core.
-void be_patient() {
-#ifdef __linux__
-  const sched_param none{};
-  pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
-#endif
 }
 
 }  // namespace
@@ -109,7 +101,7 @@ void Pipeline::run(Build& build, std::uint64_t ticket, Batch& batch) {
 }
 
 void Pipeline::work(std::size_t builder) try {
-  be_patient();
+  become_worker();
   using State = Ring<Batch>::State;
   Build build;
   std::unique_ptr<Batch> batch;
