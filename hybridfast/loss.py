@@ -78,9 +78,57 @@ def info_nce(
     Raises:
         ValueError: an argument is out of its range or does not fit the others; the message names it.
     """
+    if return_stats and reduction == "none":
+        raise ValueError(
+            "return_stats needs the gradients formed with the loss: reduction must not be 'none'"
+        )
+    _check_choice("reduction", reduction, REDUCTIONS)
+    temperature, targets, compute_dtype = prepare(
+        queries,
+        passages,
+        temperature,
+        targets=targets,
+        query_groups=query_groups,
+        passage_groups=passage_groups,
+        positives=positives,
+        bidirectional=bidirectional,
+        in_batch=in_batch,
+        margin=margin,
+        grad_tolerance=grad_tolerance,
+        compute_dtype=compute_dtype,
+        backend=backend,
+    )
+    with_grad = torch.is_grad_enabled()
+    needs = [with_grad and value.requires_grad for value in (queries, passages, temperature)]
+    loss, *_, stats = torch.ops.hybridfast.info_nce(
+        queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
+        in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs, reduction,
+    )  # fmt: skip
+    if not return_stats:
+        return loss
+    kept, dropped = stats.tolist()
+    return loss, InfoNCEStats(kept, dropped)
+
+
+def prepare(
+    queries: Tensor,
+    passages: Tensor,
+    temperature: float | Tensor,
+    *,
+    targets: Tensor | None,
+    query_groups: Tensor | None,
+    passage_groups: Tensor | None,
+    positives: str,
+    bidirectional: bool,
+    in_batch: bool,
+    margin: float,
+    grad_tolerance: float,
+    compute_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, torch.dtype | None]:
+    """Check `info_nce`'s arguments; the temperature as a tensor, the targets, and autocast's dtype."""
     _check_shapes(queries, passages, targets, query_groups, passage_groups)
     _check_choice("positives", positives, POSITIVES)
-    _check_choice("reduction", reduction, REDUCTIONS)
     _check_choice("backend", backend, ops.BACKENDS)
     if backend in ("triton", "cuda"):
         raise ValueError(f"backend={backend!r} is not available in this build; use 'auto' or 'torch'")
@@ -92,10 +140,6 @@ def info_nce(
         )
     if not math.isfinite(margin):
         raise ValueError(f"margin must be finite, got {margin}")
-    if return_stats and reduction == "none":
-        raise ValueError(
-            "return_stats needs the gradients formed with the loss: reduction must not be 'none'"
-        )
     if not 0 <= grad_tolerance < 1:
         raise ValueError(f"grad_tolerance must be in [0, 1), got {grad_tolerance}")
     if (
@@ -113,17 +157,7 @@ def info_nce(
                 f"got {len(queries)} and {len(passages)}"
             )
         targets = torch.arange(len(queries), device=queries.device).clamp(max=len(passages) - 1)
-    temperature = _scalar(temperature)
-    with_grad = torch.is_grad_enabled()
-    needs = [with_grad and value.requires_grad for value in (queries, passages, temperature)]
-    loss, *_, stats = torch.ops.hybridfast.info_nce(
-        queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
-        in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs, reduction,
-    )  # fmt: skip
-    if not return_stats:
-        return loss
-    kept, dropped = stats.tolist()
-    return loss, InfoNCEStats(kept, dropped)
+    return _scalar(temperature), targets, compute_dtype
 
 
 def _scalar(temperature: float | Tensor) -> Tensor:

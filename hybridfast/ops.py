@@ -34,6 +34,13 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def check_targets(targets: Tensor, passages: int) -> None:
+    """A ValueError unless every target is a row of so many passages."""
+    low, high = (int(end) for end in torch.aminmax(targets))
+    if low < 0 or high >= passages:
+        raise ValueError(f"targets must be rows of the {passages} passages, got {low if low < 0 else high}")
+
+
 class Problem(NamedTuple):
     """The arguments that both ops share, in their order. `needs`: which of the three gradients are wanted."""
 
@@ -59,10 +66,7 @@ class Problem(NamedTuple):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature.item()}")
         if self.targets.device.type != "cpu":
             return
-        low, high = (int(end) for end in torch.aminmax(self.targets))
-        if low < 0 or high >= len(self.passages):
-            bad = low if low < 0 else high
-            raise ValueError(f"targets must be rows of the {len(self.passages)} passages, got {bad}")
+        check_targets(self.targets, len(self.passages))
         if self.positives != "groups" or self.query_groups is None or self.passage_groups is None:
             return
         lonely = ~torch.isin(self.query_groups, self.passage_groups)
@@ -150,10 +154,15 @@ def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) ->
     return dense[: len(query_groups)], dense[len(query_groups) :]
 
 
+def block_kernels(device: torch.device) -> blocks.Kernels:
+    """The kernels for tensors on a device."""
+    return torch_kernels
+
+
 def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
     with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
         return blocks.info_nce(
-            torch_kernels,
+            block_kernels(problem.queries.device),
             problem.queries,
             problem.passages,
             problem.temperature,
