@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -108,19 +109,34 @@ class Pool {
   std::size_t workers_ = 0;
 };
 
-// Never destroyed: its detached workers may outlive main. A forked child has none of the workers and perhaps
-// a locked mutex, so it starts a pool of its own and leaves the inherited one alone.
+// Never destroyed: its detached workers may outlive main.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& current_pool() {
   Pool* existing = pool.load(std::memory_order_acquire);
   if (existing) return *existing;
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
-  (void)registered;
   auto* fresh = new Pool;
   if (pool.compare_exchange_strong(existing, fresh)) return *fresh;
   delete fresh;
   return *existing;
+}
+
+// A forked child has none of its parent's threads and perhaps a locked mutex: it starts a pool of its own and
+// leaves what it inherited alone. Set up as the module is loaded, for torch may fork before we first run.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  forked.store(true);
+  pool.store(nullptr);
+});
+
+// The OpenMP runtime that torch has brought into the process, if it has: after each of torch's parallel loops
+// its threads spin for milliseconds, and threads of our own would wait for their cores. Looked up by name, so
+// that neither building nor importing needs it.
+using OpenMp = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+OpenMp torch_threads() {
+  static const auto found = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked.load(std::memory_order_relaxed) ? nullptr : found;
 }
 
 }  // namespace
@@ -128,6 +144,13 @@ Pool& current_pool() {
 void parallel_for(std::size_t blocks, int threads, const std::function<void(std::size_t)>& body) {
   if (threads <= 1 || blocks <= 1) {
     for (std::size_t block = 0; block < blocks; ++block) body(block);
+    return;
+  }
+  if (const OpenMp run = torch_threads()) {
+    Job job(blocks, body);
+    // Always as many as torch uses: a smaller team would end the threads left over.
+    run([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads), 0);
+    if (job.error) std::rethrow_exception(job.error);
     return;
   }
   current_pool().run(blocks, threads, body);

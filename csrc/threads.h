@@ -1,4 +1,4 @@
-// One small persistent pool of worker threads, shared by every native op.
+// Parallel loops of every native op, on the threads of torch or a small persistent pool.
 #pragma once
 
 #include <cstddef>

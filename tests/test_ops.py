@@ -119,6 +119,29 @@ def native(q, p, targets, threads, groups=None, bfloat16=False, tolerance=0.0):
     return losses, query_grads, passage_grads, torch.tensor(temperature_grad)
 
 
+class Losses(torch.utils.data.Dataset):
+    """Items that are losses and gradients, for workers to compute with two threads."""
+
+    def __init__(self):
+        self.problems = [problem(300, 400, 20, seed) for seed in range(4)]
+
+    def __len__(self):
+        return len(self.problems)
+
+    def __getitem__(self, item):
+        return native(*self.problems[item], threads=2)
+
+
+def test_loss_in_forked_workers_of_a_data_loader():
+    """They inherit the threads by name only: torch's own loops hang there, unless kept to one thread."""
+    losses = Losses()
+    here = [losses[item] for item in range(4)]  # which starts the threads in the parent
+    loader = torch.utils.data.DataLoader(losses, None, num_workers=2, timeout=30)
+    for expected, got in zip(here, loader, strict=True):
+        for value, wanted in zip(got, expected, strict=True):
+            assert torch.equal(value, wanted)
+
+
 def test_bits_do_not_depend_on_the_number_of_threads():
     q, p, targets = problem(700, 900, 70)  # two query blocks, nineteen chunks
     groups = np.arange(700, dtype=np.int32) % 50, np.arange(900, dtype=np.int32) % 70
