@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "bindings.h"
@@ -39,6 +40,8 @@ std::tuple<double, double, double> info_nce_binding(
   if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
     throw py::value_error("queries and passages must be (Q, D) and (N, D) with N, D >= 1");
   const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
+  if (std::max(query_count, passage_count) >> 32 != 0)
+    throw py::value_error("queries and passages must have fewer than 2**32 rows");
   require(passages, "passages", {passage_count, dim});
   require(targets, "targets", {query_count});
   require(losses, "losses", {query_count});

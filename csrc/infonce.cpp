@@ -18,10 +18,11 @@ using simd::Operands;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
-constexpr std::size_t kMostQueries = 512;       // in a block: their weights for a chunk fit in an L2
+constexpr std::size_t kMostQueries =
+    512;  // in a block: their weights for a chunk fit in an L2; of pairs, twice
 // Share of a block's pairs up to which the sparse sums are faster; half of that for bfloat16.
 constexpr double kSparseShare = 0.2;
-constexpr std::size_t kDepthBlock = 240;  // passages per step of the query gradients' sum
+constexpr std::size_t kDepthBlock = 480;  // passages per step of the query gradients' sum
 
 // Floats to be written before they are read: a vector would clear them.
 class Scratch {
@@ -48,10 +49,18 @@ double sigmoid(double x) {
   return 1 / (1 + std::exp(-x));
 }
 
-// The passages that are positives of each query, ascending, and the range of pairs that a query's take up.
+// The passages that are positives of each query, ascending, and the pairs that these make: by query, and by
+// chunk of passages.
 class Positives {
  public:
-  explicit Positives(const InfoNceProblem& problem) : problem_(problem), first_pair_(problem.queries + 1) {
+  struct Pair {
+    std::uint32_t index;  // by query and then by passage
+    std::uint32_t query;
+    std::uint32_t passage;
+  };
+
+  Positives(const InfoNceProblem& problem, std::size_t chunk)
+      : problem_(problem), first_pair_(problem.queries + 1) {
     if (problem.group_positives) {
       const std::int32_t* groups = problem.passage_groups;
       std::int32_t last = *std::max_element(groups, groups + problem.passages);
@@ -64,7 +73,21 @@ class Positives {
       for (std::size_t j = 0; j < problem.passages; ++j)
         members_[next[groups[j]]++] = static_cast<std::int64_t>(j);
     }
-    for (std::size_t i = 0; i < problem.queries; ++i) first_pair_[i + 1] = first_pair_[i] + of(i).size();
+    chunk_start_.resize(blocks_of(problem.passages, chunk) + 1);
+    for (std::size_t i = 0; i < problem.queries; ++i) {
+      const auto passages = of(i);
+      first_pair_[i + 1] = first_pair_[i] + passages.size();
+      for (const std::int64_t j : passages) ++chunk_start_[static_cast<std::size_t>(j) / chunk + 1];
+    }
+    for (std::size_t c = 1; c < chunk_start_.size(); ++c) chunk_start_[c] += chunk_start_[c - 1];
+    by_chunk_.resize(pairs());
+    std::vector<std::size_t> next(chunk_start_);
+    std::uint32_t index = 0;
+    for (std::size_t i = 0; i < problem.queries; ++i)
+      for (const std::int64_t j : of(i)) {
+        const auto passage = static_cast<std::uint32_t>(j);
+        by_chunk_[next[passage / chunk]++] = {index++, static_cast<std::uint32_t>(i), passage};
+      }
   }
 
   std::span<const std::int64_t> of(std::size_t query) const {
@@ -76,14 +99,13 @@ class Positives {
   std::size_t first_pair(std::size_t query) const { return first_pair_[query]; }
   std::size_t pairs() const { return first_pair_.back(); }
 
-  // Calls visit(pair, passage) for the positives of a query among passages [first, first + count).
-  template <typename Visit>
-  void visit(std::size_t query, std::size_t first, std::size_t count, Visit visit_pair) const {
-    const auto all = of(query);
-    const auto begin = static_cast<std::int64_t>(first), end = static_cast<std::int64_t>(first + count);
-    for (auto it = std::lower_bound(all.begin(), all.end(), begin); it != all.end() && *it < end; ++it)
-      visit_pair(first_pair_[query] + static_cast<std::size_t>(it - all.begin()),
-                 static_cast<std::size_t>(*it));
+  // The pairs of queries [first, last) with a chunk's passages.
+  std::span<const Pair> among(std::size_t first, std::size_t last, std::size_t chunk) const {
+    const Pair* begin = by_chunk_.data() + chunk_start_[chunk];
+    const Pair* end = by_chunk_.data() + chunk_start_[chunk + 1];
+    const auto before = [](const Pair& pair, std::size_t query) { return pair.query < query; };
+    begin = std::lower_bound(begin, end, first, before);
+    return {begin, std::lower_bound(begin, end, last, before)};
   }
 
  private:
@@ -91,6 +113,8 @@ class Positives {
   std::vector<std::size_t> group_start_;  // members_[group_start_[g] .. group_start_[g + 1]) are of group g
   std::vector<std::int64_t> members_;
   std::vector<std::size_t> first_pair_;
+  std::vector<std::size_t> chunk_start_;
+  std::vector<Pair> by_chunk_;  // ascending by query within a chunk
 };
 
 // With n the log-sum-exp of a query's negatives and t the logit of a positive, that pair costs log(1 + exp(n
@@ -112,10 +136,12 @@ class InfoNce {
         pairs_(problem.bfloat16 && kernels_.multiply_pairs),
         multiply_(pairs_ ? kernels_.multiply_pairs : kernels_.multiply),
         units_(pairs_ ? blocks_of(problem.dim, 2) : problem.dim),
-        chunk_(problem.passages < 4096 ? 48 : 240),
+        chunk_(problem.passages < 2048   ? 48
+               : problem.passages < 8192 ? 96
+                                         : 240),
         chunks_(blocks_of(problem.passages, chunk_)),
         dim_panels_(blocks_of(problem.dim, lanes_)),
-        positives_(problem),
+        positives_(problem, chunk_),
         scale_(problem.passages),
         bias_(problem.passages),
         negatives_(problem.queries),
@@ -127,7 +153,8 @@ class InfoNce {
         filtering_ ? kTileFloats / 4 * 3 : kTileFloats;  // the rest is for entries
     slab_ = std::min(chunks_, tile_floats / lanes_ / chunk_);
     filtering_ = filtering_ && slab_ == chunks_;
-    panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, kMostQueries / lanes_);
+    const std::size_t most = pairs_ ? 2 * kMostQueries : kMostQueries;
+    panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, most / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
     block_ = panels_ * lanes_;
     norm_.resize(block_);
@@ -167,10 +194,7 @@ class InfoNce {
         finish_queries();
         continue;
       }
-      for_chunks([this](std::size_t chunk) {
-        rescale_chunk(chunk);
-        finish_chunk(chunk);
-      });
+      for_chunks([this](std::size_t chunk) { rescale_chunk(chunk); });
       sum_queries();
       transpose_queries();
       finish_queries();
@@ -179,10 +203,7 @@ class InfoNce {
     for (std::size_t first = 0; gradients_ && !one_stage && first < problem_.queries; first += block_) {
       open_block(first);
       for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
-        for_chunks([this](std::size_t chunk) {
-          weigh_chunk(chunk);
-          finish_chunk(chunk);
-        });
+        for_chunks([this](std::size_t chunk) { weigh_chunk(chunk); });
         sum_queries();
       }
       transpose_queries();
@@ -281,24 +302,27 @@ class InfoNce {
   }
 
   // The logits of a chunk's negatives; -inf elsewhere. Leaves those of the positives in pair_.
-  void score(std::size_t panel, std::size_t first, std::size_t count, const float* passages, float* logits) {
+  void score(std::size_t panel, std::size_t chunk, const float* passages) {
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    float* logits = tile(panel, first);
     multiply_({passages, units_, 1, &packed_[panel * units_ * lanes_], units_}, count, logits, lanes_, false);
     const double margin = problem_.margin / problem_.temperature;
-    visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
-      pair_[pair] = static_cast<float>(logits[(j - first) * lanes_ + lane] * scale_[j] - margin);
-    });
+    const auto positives = positives_in(panel, chunk);
+    for (const auto& pair : positives)
+      pair_[pair.index] =
+          static_cast<float>(logits[place_of(pair, panel, first)] * scale_[pair.passage] - margin);
     const std::int32_t* groups = problem_.passage_groups ? problem_.passage_groups + first : nullptr;
     kernels_.logits(logits, count, &scale_[first], &bias_[first], groups, &groups_[panel * lanes_]);
-    visit_positives(panel, first, count, [&](std::size_t lane, std::size_t, std::size_t j) {
-      logits[(j - first) * lanes_ + lane] = -kInfinity;
-    });
+    for (const auto& pair : positives) logits[place_of(pair, panel, first)] = -kInfinity;
   }
 
-  template <typename Visit>
-  void visit_positives(std::size_t panel, std::size_t first, std::size_t count, Visit visit) const {
-    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
-      positives_.visit(first_ + panel * lanes_ + lane, first, count,
-                       [&](std::size_t pair, std::size_t j) { visit(lane, pair, j); });
+  std::span<const Positives::Pair> positives_in(std::size_t panel, std::size_t chunk) const {
+    const std::size_t query = first_ + panel * lanes_;
+    return positives_.among(query, query + lanes_, chunk);
+  }
+  // In the tile of a panel and the chunk that begins with passage `first`.
+  std::size_t place_of(const Positives::Pair& pair, std::size_t panel, std::size_t first) const {
+    return (pair.passage - first) * lanes_ + pair.query - first_ - panel * lanes_;
   }
 
   // Leaves exp(logit - the chunk's maximum) in the tiles.
@@ -308,7 +332,7 @@ class InfoNce {
     const float* passages = score_operand(first, count, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       float* logits = tile(panel, first);
-      score(panel, first, count, passages, logits);
+      score(panel, chunk, passages);
       if (problem_.bidirectional)
         kernels_.add_rows(logits, count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
                           &column_sum_[first]);
@@ -320,18 +344,12 @@ class InfoNce {
   // Joins the chunks' sums into the log-sum-exp of each query's negatives. After it, shift_ and weight_ say
   // that a negative's gradient is weight * exp(logit - shift).
   void close_rows(std::size_t panel) {
-    const float* max = &chunk_max_[panel * chunks_ * lanes_];
-    const float* sum = &chunk_sum_[panel * chunks_ * lanes_];
-    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
-      float top = -kInfinity;
-      for (std::size_t c = 0; c < chunks_; ++c) top = std::max(top, max[c * lanes_ + lane]);
-      double total = 0;
-      for (std::size_t c = 0; c < chunks_; ++c) {
-        const double part = sum[c * lanes_ + lane];
-        if (part != 0) total += part * std::exp(max[c * lanes_ + lane] - top);
-      }
-      close_row(first_ + panel * lanes_ + lane, top, total);
-    }
+    std::vector<float> top(lanes_);
+    std::vector<double> total(lanes_);
+    kernels_.join(&chunk_max_[panel * chunks_ * lanes_], &chunk_sum_[panel * chunks_ * lanes_], chunks_,
+                  top.data(), total.data());
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
+      close_row(first_ + panel * lanes_ + lane, top[lane], total[lane]);
   }
 
   // The shift is the largest logit, which a float holds exactly, and the weight takes the rest: a rounded
@@ -380,67 +398,60 @@ class InfoNce {
   }
 
   // d(objective)/d(logit) of a positive pair.
-  double pair_gradient(std::size_t query, std::size_t pair, std::size_t j) const {
-    const auto count = static_cast<double>(positives_.of(query).size());
-    double off = sigmoid(negatives_[query] - pair_[pair]);
-    if (problem_.bidirectional) off += sigmoid(column_negatives_[j] - pair_[pair]);
-    return -direction() * off * gradients_->weights[query] / count;
+  double pair_gradient(const Positives::Pair& pair) const {
+    const auto count = static_cast<double>(positives_.of(pair.query).size());
+    double off = sigmoid(negatives_[pair.query] - pair_[pair.index]);
+    if (problem_.bidirectional) off += sigmoid(column_negatives_[pair.passage] - pair_[pair.index]);
+    return -direction() * off * gradients_->weights[pair.query] / count;
   }
 
+  // Turns a chunk's exponentials into weights, d(objective)/d(product), and adds its passages' gradients.
   void rescale_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    Scratch store(pair_floats(count));
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const std::size_t row = first_ + panel * lanes_;
       kernels_.rescale(tile(panel, first), count, &scale_[first],
                        &chunk_max_[(panel * chunks_ + chunk) * lanes_], &shift_[row], &weight_[row]);
+      finish_tile(panel, chunk, store);
     }
+    sum_passages(chunk, store);
   }
 
+  // The same from the products, which it forms again.
   void weigh_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch store;
-    const float* passages = score_operand(first, count, store);
+    Scratch operand, store(pair_floats(count));
+    const float* passages = score_operand(first, count, operand);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const std::size_t row = first_ + panel * lanes_;
-      score(panel, first, count, passages, tile(panel, first));
+      score(panel, chunk, passages);
       kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[row], &weight_[row],
                      &column_shift_[first], &column_weight_[first]);
+      finish_tile(panel, chunk, store);
     }
+    sum_passages(chunk, store);
   }
 
-  // Puts the positives' weights in and adds the block's part of the passage gradients.
-  void finish_chunk(std::size_t chunk) {
+  // What a chunk's weights take as pairs of queries.
+  std::size_t pair_floats(std::size_t count) const { return pairs_ ? active_ * count * lanes_ / 2 : 0; }
+
+  // Puts the positives' weights in. As pairs, the weights are kept twice: of neighbouring passages in the
+  // tile, for the query gradients, and of neighbouring queries in `store`, for those of the passages.
+  void finish_tile(std::size_t panel, std::size_t chunk, Scratch& store) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    for (std::size_t panel = 0; panel < active_; ++panel) {
-      float* weights = tile(panel, first);
-      visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
-        const double gradient = pair_gradient(first_ + panel * lanes_ + lane, pair, j);
-        weights[(j - first) * lanes_ + lane] = static_cast<float>(gradient * scale_[j]);
-      });
-    }
-    if (gradients_->passage_grads) sum_passages(first, count);
-    if (!pairs_ || !gradients_->query_grads) return;
-    const std::vector<float> zeros(lanes_);  // pairs the last of an odd number of passages
-    for (std::size_t panel = 0; panel < active_; ++panel) {
-      float* weights = tile(panel, first);
-      for (std::size_t j = 0; j < count; j += 2)
-        kernels_.pair_rows(weights + j * lanes_, j + 1 < count ? weights + (j + 1) * lanes_ : zeros.data(),
-                           lanes_, weights + j / 2 * lanes_);
-    }
+    float* weights = tile(panel, first);
+    for (const auto& pair : positives_in(panel, chunk))
+      weights[place_of(pair, panel, first)] = static_cast<float>(pair_gradient(pair) * scale_[pair.passage]);
+    if (pairs_) kernels_.pair_tile(weights, count, &store[panel * count * lanes_ / 2]);
   }
 
-  void sum_passages(std::size_t first, std::size_t count) {
-    const std::size_t depth = panel_depth();
-    Scratch edge, store;
-    const float* weights = tile(0, first);
-    std::size_t panel_stride = slab_ * chunk_ * lanes_;
-    if (pairs_) {
-      panel_stride = count * depth;
-      store.reset(active_ * panel_stride);
-      for (std::size_t panel = 0; panel < active_; ++panel)
-        kernels_.pair_neighbours(tile(panel, first), count * lanes_, &store[panel * panel_stride]);
-      weights = store.data();
-    }
+  void sum_passages(std::size_t chunk, Scratch& store) {
+    if (!gradients_->passage_grads) return;
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk), depth = panel_depth();
+    const float* weights = pairs_ ? store.data() : tile(0, first);
+    const std::size_t panel_stride = pairs_ ? count * depth : slab_ * chunk_ * lanes_;
+    Scratch edge;
     const bool add = first_ > 0;
     for (std::size_t p = 0; p < dim_panels_; ++p) {
       float* out = gradients_->passage_grads + first * problem_.dim + p * lanes_;
@@ -615,11 +626,10 @@ class InfoNce {
         entries.weight.push_back(exponentials[places[k]] * factor[places[k] % lanes_] *
                                  scale_[first + places[k] / lanes_]);
       }
-      visit_positives(panel, first, count, [&](std::size_t lane, std::size_t pair, std::size_t j) {
-        entries.place.push_back(static_cast<std::uint32_t>((j - first) * lanes_ + lane));
-        entries.weight.push_back(
-            static_cast<float>(pair_gradient(first_ + panel * lanes_ + lane, pair, j) * scale_[j]));
-      });
+      for (const auto& pair : positives_in(panel, chunk)) {
+        entries.place.push_back(static_cast<std::uint32_t>(place_of(pair, panel, first)));
+        entries.weight.push_back(static_cast<float>(pair_gradient(pair) * scale_[pair.passage]));
+      }
       entries.panel_end.push_back(entries.place.size());
     }
   }
@@ -689,9 +699,11 @@ class InfoNce {
         float* grad = query_grad(slot);
         double along = finish_row(query(i), norm_[slot], grad, norm_[slot]);
         const auto passages = positives_.of(i);
-        for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k)
-          along -= pair_gradient(i, positives_.first_pair(i) + k, passages[k]) * problem_.margin /
-                   problem_.temperature;
+        auto index = static_cast<std::uint32_t>(positives_.first_pair(i));
+        for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k, ++index)
+          along -=
+              pair_gradient({index, static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(passages[k])}) *
+              problem_.margin / problem_.temperature;
         along_[slot] = along;
       }
     });

@@ -100,7 +100,7 @@ def info_nce(
     )
     with_grad = torch.is_grad_enabled()
     needs = [with_grad and value.requires_grad for value in (queries, passages, temperature)]
-    loss, *_, stats = torch.ops.hybridfast.info_nce(
+    loss, *_, stats = ops.info_nce(
         queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
         in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs, reduction,
     )  # fmt: skip

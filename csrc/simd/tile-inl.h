@@ -132,6 +132,24 @@ void pair_neighbours(const float* row, std::size_t count, float* pairs) {
   const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, row + c));
   _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
 }
+
+void pair_tile(float* tile, std::size_t count, float* neighbours) {
+  for (std::size_t j = 0; j < count; j += 2)
+    for (std::size_t v = 0; v < kColumns; v += kLanes) {
+      const float* place = tile + j * kColumns + v;
+      float* row = neighbours + (j * kColumns + v) / 2;
+      const __m512 even = _mm512_loadu_ps(place);
+      __m512 odd = _mm512_setzero_ps();
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(row),
+                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
+      if (j + 1 < count) {
+        odd = _mm512_loadu_ps(place + kColumns);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + kColumns / 2),
+                            reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
+      }
+      _mm512_storeu_ps(tile + j / 2 * kColumns + v, interleave(even, odd));
+    }
+}
 #endif
 
 // exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial whose upper
@@ -187,6 +205,24 @@ void softmax(float* tile, std::size_t count, float* max, float* sum) {
     }
     store(max + v, top);
     store(sum + v, total);
+  }
+}
+
+void join(const float* max, const float* sum, std::size_t tiles, float* top, double* total) {
+  for (std::size_t v = 0; v < kColumns; v += kLanes) {
+    Vector tops = splat(kMinusInfinity);
+    for (std::size_t t = 0; t < tiles; ++t) {
+      const Vector value = load(max + t * kColumns + v);
+      tops = value > tops ? value : tops;
+    }
+    store(top + v, tops);
+    const Vector shift = tops == kMinusInfinity ? splat(0.0f) : tops;
+    for (std::size_t c = 0; c < kLanes; ++c) total[v + c] = 0;
+    for (std::size_t t = 0; t < tiles; ++t) {
+      const std::size_t place = t * kColumns + v;
+      const Vector part = load(sum + place) * exp_nonpositive(load(max + place) - shift);
+      for (std::size_t c = 0; c < kLanes; ++c) total[v + c] += part[c];
+    }
   }
 }
 

@@ -49,6 +49,10 @@ struct TileKernels {
   void (*pair_rows)(const float* even, const float* odd, std::size_t count, float* pairs);
   void (*pair_neighbours)(const float* row, std::size_t count, float* pairs);
 
+  // Both for a tile, null alike: its rows by neighbours to `neighbours`, and in its own place pairs of rows;
+  // the last of an odd number is paired with zeros.
+  void (*pair_tile)(float* tile, std::size_t count, float* neighbours);
+
   // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where groups are given, an
   // entry whose passage and query share one becomes -inf.
   void (*logits)(float* tile, std::size_t count, const float* scale, const float* bias,
@@ -56,6 +60,10 @@ struct TileKernels {
 
   // tile = exp(tile - max), with the maximum and the sum of each column; a column of -inf gives (-inf, 0).
   void (*softmax)(float* tile, std::size_t count, float* max, float* sum);
+
+  // Joins what `softmax` gave for several tiles: top[c] = the largest of max[t * columns + c] over tiles t,
+  // and total[c] = the sum of sum[t * columns + c] * exp(max[t * columns + c] - top[c]).
+  void (*join)(const float* max, const float* sum, std::size_t tiles, float* top, double* total);
 
   // Adds each row of the tile to a running sum: with m the new maximum of row j,
   // sum[j] = sum[j] * exp(max[j] - m) + sum_c exp(tile[j, c] - m), and max[j] = m.
