@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "ranks.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -65,7 +66,7 @@ py::tuple rank_counts(const py::array& queries, const py::array& passages, const
   const RankCounts counts{greater.mutable_data(), tied.mutable_data(), later.mutable_data()};
   {
     const py::gil_scoped_release release;
-    count_ranks(query_view, passage_view, groups, golds, counts, threads);
+    with_threads(threads, [&] { count_ranks(query_view, passage_view, groups, golds, counts, threads); });
   }
   return py::make_tuple(std::move(greater), std::move(tied), std::move(later));
 }

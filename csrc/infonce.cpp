@@ -772,7 +772,9 @@ class InfoNce {
 
 InfoNceStats info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients,
                       int threads) {
-  return InfoNce(problem, losses, gradients, threads).run();
+  InfoNceStats stats;
+  with_threads(threads, [&] { stats = InfoNce(problem, losses, gradients, threads).run(); });
+  return stats;
 }
 
 }  // namespace hybridfast

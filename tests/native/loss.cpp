@@ -8,11 +8,13 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "infonce.h"
 #include "simd/level.h"
+#include "threads.h"
 
 using namespace hybridfast;
 
@@ -154,10 +156,35 @@ void check_rows() {
   }
 }
 
+// Every block of every loop runs once, whichever thread takes it, and a loop after a failed one as well.
+void check_loops() {
+  for (int threads : {1, 2, 5})
+    with_threads(threads, [&] {
+      for (std::size_t loop = 0; loop < 3000; ++loop) {
+        const std::size_t blocks = loop % 7;
+        std::vector<int> runs(blocks);
+        const bool fails = blocks > 0 && loop % 5 == 0;
+        bool failed = false;
+        try {
+          parallel_for(blocks, threads, [&](std::size_t block) {
+            ++runs[block];
+            if (fails && block == loop % blocks) throw std::runtime_error("block");
+          });
+        } catch (const std::runtime_error&) {
+          failed = true;
+        }
+        if (failed != fails) fail("loop's error", failed, fails);
+        for (const int count : runs)
+          if (count != 1 && !(fails && threads == 1)) fail("loop's runs", count, 1);
+      }
+    });
+}
+
 }  // namespace
 
 int main() {
   check_exp();
+  check_loops();
   check_rows();
   // Around one panel, one chunk and one block of queries; dimensions on both sides of every vector's width.
   const Shape shapes[] = {{1, 1, 1}, {2, 5, 3}, {33, 47, 17}, {31, 97, 15}, {65, 49, 64}, {530, 40, 5}};
