@@ -17,9 +17,9 @@ namespace {
 using simd::Operands;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr std::size_t kTileFloats = 10u << 20;  // the softmax of a block of queries: 40 MB
-constexpr std::size_t kMostQueries =
-    512;  // in a block: their weights for a chunk fit in an L2; of pairs, twice
+constexpr std::size_t kTileFloats = 14u << 20;        // the softmax of a block of queries: 56 MB
+constexpr std::size_t kFilterTileFloats = 15u << 19;  // 30 MB, where the entries kept need room too
+constexpr std::size_t kMostQueries = 512;             // in a block: their weights for a chunk fit in an L2
 // Share of a block's pairs up to which the sparse sums are faster; half of that for bfloat16.
 constexpr double kSparseShare = 0.2;
 constexpr std::size_t kDepthBlock = 480;  // passages per step of the query gradients' sum
@@ -149,11 +149,10 @@ class InfoNce {
         weight_(padded(problem.queries)),
         pair_(positives_.pairs()) {
     filtering_ = gradients && gradients->tolerance > 0 && !problem.bidirectional;
-    const std::size_t tile_floats =
-        filtering_ ? kTileFloats / 4 * 3 : kTileFloats;  // the rest is for entries
+    const std::size_t tile_floats = filtering_ ? kFilterTileFloats : kTileFloats;
     slab_ = std::min(chunks_, tile_floats / lanes_ / chunk_);
     filtering_ = filtering_ && slab_ == chunks_;
-    const std::size_t most = pairs_ ? 2 * kMostQueries : kMostQueries;
+    const std::size_t most = pairs_ ? 2 * kMostQueries : kMostQueries;  // pairs take half the room
     panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, most / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
     block_ = panels_ * lanes_;

@@ -213,8 +213,8 @@ def info_nce_gradients(loss_function, q, p, temperature, targets, **options):
     "options", [{}, {"bidirectional": True}, {"margin": 0.1, "in_batch": False}], ids=str
 )
 def test_more_passages_than_the_workspace_holds(options):
-    """The softmax of 32 queries has room for 327,680 passages: 330,000 take two slabs."""
-    q, p, targets = problem(33, 330_000, 2)
+    """The softmax of 32 queries has room for 458,640 passages: 460,000 take two slabs."""
+    q, p, targets = problem(33, 460_000, 2)
     weights = torch.rand(33, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = gradients(reference.info_nce, q.double(), p.double(), 0.3, weights, targets=targets, **options)
     got = gradients(info_nce, q, p, 0.3, weights, targets=targets, backend="cpu", **options)
@@ -255,6 +255,28 @@ def test_many_positive_pairs_go_to_torch(monkeypatch):
     torch.testing.assert_close(info_nce(q, p, positives="groups", **ids), native)
     with pytest.raises(ValueError, match="backend='cpu' does not cover more than 11 positive pairs"):
         info_nce(q, p, positives="groups", backend="cpu", **ids)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_lies_around_the_rows_is_not_read(bidirectional, compute_dtype):
+    """The rows stand amid NaN; sizes on no vector's or chunk's edge."""
+    rows = {"q": (37, 3), "p": (101, 5)}  # how many, and after how many others
+    surrounded, alone = [], []
+    for count, before in rows.values():
+        storage = torch.full((before + count + 40, 19), torch.nan)
+        storage[before : before + count] = torch.randn(
+            count, 19, generator=torch.Generator().manual_seed(count)
+        )
+        view = storage[before : before + count]
+        surrounded.append(view.detach().requires_grad_())
+        alone.append(view.clone().requires_grad_())
+    options = {"bidirectional": bidirectional, "compute_dtype": compute_dtype, "backend": "cpu"}
+    losses = [info_nce(*inputs, 0.1, **options) for inputs in (surrounded, alone)]
+    assert torch.equal(losses[0], losses[1])
+    grads = [torch.autograd.grad(loss, x) for loss, x in zip(losses, (surrounded, alone), strict=True)]
+    for got, wanted in zip(*grads, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_python_threads_may_call_at_once():
