@@ -6,10 +6,12 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "simd/level.h"
 #include "threads.h"
+#include "workspace.h"
 
 namespace hybridfast {
 namespace {
@@ -158,10 +160,18 @@ class InfoNce {
     block_ = panels_ * lanes_;
     norm_.resize(block_);
     groups_.resize(block_);
-    packed_.reset(panels_ * units_ * lanes_);
-    tile_.reset(panels_ * slab_ * chunk_ * lanes_);
-    chunk_max_.reset(panels_ * chunks_ * lanes_);
-    chunk_sum_.reset(panels_ * chunks_ * lanes_);
+    const std::size_t rows = gradients ? dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1) : 0;
+    const std::size_t sums = gradients ? panels_ * problem.dim * lanes_ : 0;
+    const std::pair<float**, std::size_t> arrays[] = {{&packed_, panels_ * units_ * lanes_},
+                                                      {&tile_, panels_ * slab_ * chunk_ * lanes_},
+                                                      {&chunk_max_, panels_ * chunks_ * lanes_},
+                                                      {&chunk_sum_, panels_ * chunks_ * lanes_},
+                                                      {&rows_, rows},
+                                                      {&query_sums_, sums}};
+    std::size_t floats = 0;
+    for (const auto& [array, count] : arrays) floats += Workspace::rounded(count);
+    workspace_.reserve(floats);
+    for (const auto& [array, count] : arrays) *array = workspace_.take(count);
     if (problem.bidirectional) {
       column_max_.assign(problem.passages, -kInfinity);
       column_sum_.resize(problem.passages);
@@ -170,8 +180,6 @@ class InfoNce {
     column_shift_.assign(problem.passages, kInfinity);
     column_weight_.resize(problem.passages);
     if (!gradients) return;
-    rows_.reset(dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1));
-    query_sums_.reset(panels_ * problem.dim * lanes_);
     along_.resize(block_);
     if (!filtering_) return;
     threshold_.resize(block_);
@@ -756,9 +764,10 @@ class InfoNce {
   std::vector<float> column_shift_, column_weight_;  // (passages,): as shift_ and weight_
   std::vector<float> norm_;                          // (block,): 1 / |q|
   std::vector<std::int32_t> groups_;                 // (block,)
-  Scratch packed_, rows_, query_sums_;               // see pack_queries, sum_queries
-  Scratch tile_;                                     // [panel][passage of the slab][lane]
-  Scratch chunk_max_, chunk_sum_;                    // [panel][chunk][lane]
+  Workspace workspace_;
+  float *packed_, *rows_, *query_sums_;  // see pack_queries, sum_queries
+  float* tile_;                          // [panel][passage of the slab][lane]
+  float *chunk_max_, *chunk_sum_;        // [panel][chunk][lane]
   bool filtering_;
   std::size_t pause_ = 0, untried_ = 0;         // see try_sparsely
   std::vector<float> threshold_, row_dropped_;  // (block,), see choose_thresholds

@@ -1,0 +1,33 @@
+// Memory that an op works in.
+#pragma once
+
+#include <cstddef>
+
+namespace hybridfast {
+
+// Floats to be written before they are read, on a cache line's edge. Large blocks come in huge pages where
+// the system has them, and one block of moderate size is kept for the next op: to touch fresh pages would
+// take a small batch's loss a third of its time.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace();
+
+  // Once. Throws std::bad_alloc.
+  void reserve(std::size_t floats);
+
+  // The next `count` floats of those reserved.
+  float* take(std::size_t count);
+
+  // What `take` makes of them with what it leaves free up to the next line.
+  static std::size_t rounded(std::size_t count) { return (count + 15) / 16 * 16; }
+
+ private:
+  struct Block;
+  Block* block_ = nullptr;
+  std::size_t taken_ = 0;
+};
+
+}  // namespace hybridfast
