@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "bind_embeddings.h"
 #include "bindings.h"
 #include "infonce.h"
 
@@ -31,7 +32,7 @@ T* data_or_null(std::optional<Array<T>>& array) {
 // Fills `losses` and, where `weights` is given, the gradients; returns d(objective)/d(temperature), the share
 // of pairs summed and the largest share of a query's negatives left out.
 std::tuple<double, double, double> info_nce_binding(
-    const Array<float>& queries, const Array<float>& passages, double temperature,
+    const py::array& queries, const py::array& passages, double temperature,
     const Array<std::int64_t>& targets, const std::optional<Array<std::int32_t>>& query_groups,
     const std::optional<Array<std::int32_t>>& passage_groups, double margin, bool normalize, bool in_batch,
     bool group_positives, bool bidirectional, bool bfloat16, Array<float>& losses,
@@ -42,7 +43,7 @@ std::tuple<double, double, double> info_nce_binding(
   const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
   if (std::max(query_count, passage_count) >> 32 != 0)
     throw py::value_error("queries and passages must have fewer than 2**32 rows");
-  require(passages, "passages", {passage_count, dim});
+  if (passages.shape(1) != dim) throw py::value_error("passages has the wrong shape");
   require(targets, "targets", {query_count});
   require(losses, "losses", {query_count});
   if (query_groups.has_value() != passage_groups.has_value())
@@ -63,8 +64,8 @@ std::tuple<double, double, double> info_nce_binding(
   const InfoNceProblem problem{static_cast<std::size_t>(query_count),
                                static_cast<std::size_t>(passage_count),
                                static_cast<std::size_t>(dim),
-                               queries.data(),
-                               passages.data(),
+                               view_embeddings(queries, "queries"),
+                               view_embeddings(passages, "passages"),
                                targets.data(),
                                query_groups ? query_groups->data() : nullptr,
                                passage_groups ? passage_groups->data() : nullptr,

@@ -1,8 +1,6 @@
 #include <pybind11/numpy.h>
 
-#include <stdexcept>
-#include <string>
-
+#include "bind_embeddings.h"
 #include "bindings.h"
 #include "ranks.h"
 #include "threads.h"
@@ -18,27 +16,8 @@ std::span<const std::int64_t> view(const Integers& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
-// float32, float16, or int16 holding the bits of bfloat16, which NumPy lacks.
-Embeddings view(const py::array& array, const char* name) {
-  Embeddings embeddings{array.data(), 0, 0, Element::float32};
-  const char code = array.dtype().char_();
-  if (code == 'e') {
-    embeddings.element = Element::float16;
-  } else if (code == 'h') {
-    embeddings.element = Element::bfloat16;
-  } else if (code != 'f') {
-    throw std::invalid_argument(std::string(name) +
-                                " must be float32, float16 or the int16 bits of bfloat16");
-  }
-  if (array.ndim() != 2 || !(array.flags() & py::array::c_style))
-    throw std::invalid_argument(std::string(name) + " must be a C-contiguous matrix");
-  embeddings.rows = static_cast<std::size_t>(array.shape(0));
-  embeddings.depth = static_cast<std::size_t>(array.shape(1));
-  return embeddings;
-}
-
 py::tuple find_largest_norm(const py::array& array) {
-  const Embeddings embeddings = view(array, "embeddings");
+  const Embeddings embeddings = view_embeddings(array, "embeddings");
   RowNorm largest{};
   {
     const py::gil_scoped_release release;
@@ -50,7 +29,8 @@ py::tuple find_largest_norm(const py::array& array) {
 py::tuple rank_counts(const py::array& queries, const py::array& passages, const Integers& group_starts,
                       const Integers& group_rows, const Integers& gold_indptr, const Integers& gold_rows,
                       int threads) {
-  const Embeddings query_view = view(queries, "queries"), passage_view = view(passages, "passages");
+  const Embeddings query_view = view_embeddings(queries, "queries"),
+                   passage_view = view_embeddings(passages, "passages");
   if (query_view.depth != passage_view.depth)
     throw std::invalid_argument("queries and passages differ in width");
   if (static_cast<std::size_t>(gold_indptr.size()) != query_view.rows + 1)

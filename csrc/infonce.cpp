@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -238,8 +239,20 @@ class InfoNce {
     if (!problem_.normalize) return 1.0f;
     return square > 0 ? static_cast<float>(1 / std::sqrt(square)) : 0.0f;
   }
-  const float* query(std::size_t i) const { return problem_.query_rows + i * problem_.dim; }
-  const float* passage(std::size_t j) const { return problem_.passage_rows + j * problem_.dim; }
+  // A row's elements [begin, begin + count); in `store`, which has room for them, unless they are floats.
+  static const float* row_of(const Embeddings& rows, std::size_t row, Scratch& store, std::size_t begin,
+                             std::size_t count) {
+    if (rows.element == Element::float32)
+      return static_cast<const float*>(rows.data) + row * rows.depth + begin;
+    widen_row(rows, row, begin, count, store.data());
+    return store.data();
+  }
+  const float* query(std::size_t i, Scratch& store) const {
+    return row_of(problem_.query_rows, i, store, 0, problem_.dim);
+  }
+  const float* passage(std::size_t j, Scratch& store) const {
+    return row_of(problem_.passage_rows, j, store, 0, problem_.dim);
+  }
 
   template <typename Body>
   void for_panels(Body body) {
@@ -253,8 +266,9 @@ class InfoNce {
 
   void prepare_passages() {
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
+      Scratch store(problem_.dim);
       for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
-        scale_[j] = static_cast<float>(inverse_norm(passage(j)) / problem_.temperature);
+        scale_[j] = static_cast<float>(inverse_norm(passage(j, store)) / problem_.temperature);
     });
     if (problem_.in_batch) return;
     for (std::size_t i = 0; i < problem_.queries; ++i)
@@ -273,13 +287,15 @@ class InfoNce {
   void pack_queries(std::size_t panel) {
     const std::size_t width = dim_panels_ * lanes_;
     std::vector<float> units(lanes_ * width), pairs(pairs_ ? lanes_ * units_ : 0);
+    Scratch store(problem_.dim);
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
       const bool used = slot < size_;
-      norm_[slot] = used ? inverse_norm(query(first_ + slot)) : 0.0f;
+      const float* row = used ? query(first_ + slot, store) : nullptr;
+      norm_[slot] = used ? inverse_norm(row) : 0.0f;
       if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
       float* unit = &units[lane * width];
-      for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = query(first_ + slot)[d] * norm_[slot];
+      for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = row[d] * norm_[slot];
       if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * units_]);
     }
     kernels_.transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
@@ -304,12 +320,14 @@ class InfoNce {
   // from falling into the same lines of the L1 cache, as those of 1,024 dimensions would.
   void copy_passages(std::size_t first, std::size_t count, Scratch& store) const {
     store.reset(count * score_stride_);
+    Scratch wide(problem_.dim);
     for (std::size_t j = 0; j < count; ++j) {
-      float* row = &store[j * score_stride_];
+      float* out = &store[j * score_stride_];
+      const float* row = passage(first + j, wide);
       if (pairs_)
-        kernels_.pair_neighbours(passage(first + j), problem_.dim, row);
+        kernels_.pair_neighbours(row, problem_.dim, out);
       else
-        std::copy_n(passage(first + j), problem_.dim, row);
+        std::copy_n(row, problem_.dim, out);
     }
   }
 
@@ -501,26 +519,44 @@ class InfoNce {
 
   void sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count,
                  std::size_t chunks) {
-    const std::size_t width = end - begin, depth = count / chunks;
-    Operands operands{passage(first) + begin, 1, problem_.dim, nullptr, depth, chunks, depth * problem_.dim,
-                      chunk_ * lanes_};
+    const std::size_t width = end - begin;
     Scratch store;
-    if (pairs_) {
-      const std::vector<float> zeros(width);
-      operands.depth = blocks_of(depth, 2);
-      store.reset(chunks * operands.depth * width);
-      for (std::size_t j = 0; j < count; j += 2)
-        kernels_.pair_rows(passage(first + j) + begin,
-                           j + 1 < count ? passage(first + j + 1) + begin : zeros.data(), width,
-                           &store[j / 2 * width]);
-      operands.scalars = store.data();
-      operands.step = width;
-      operands.block = operands.depth * width;
-    }
+    Operands operands = slice_scalars(begin, width, first, count, chunks, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       operands.panel = tile(panel, first);
       multiply_(operands, width, &query_sums_[(panel * problem_.dim + begin) * lanes_], lanes_, first > 0);
     }
+  }
+
+  // A slice of the passages' dimensions as scalars of that sum; in `store`, unless they stand as floats
+  // already.
+  Operands slice_scalars(std::size_t begin, std::size_t width, std::size_t first, std::size_t count,
+                         std::size_t chunks, Scratch& store) const {
+    const Embeddings& rows = problem_.passage_rows;
+    const std::size_t depth = count / chunks, panel_block = chunk_ * lanes_;
+    Scratch even(width), odd(width);
+    if (!pairs_ && rows.element == Element::float32)
+      return {row_of(rows, first, even, begin, width),
+              1,
+              problem_.dim,
+              nullptr,
+              depth,
+              chunks,
+              depth * problem_.dim,
+              panel_block};
+    const std::size_t steps = pairs_ ? blocks_of(depth, 2) : depth;
+    const std::vector<float> zeros(width);
+    store.reset(chunks * steps * width);
+    for (std::size_t j = 0; j < count; j += pairs_ ? 2 : 1) {
+      const float* row = row_of(rows, first + j, even, begin, width);
+      if (!pairs_) {
+        std::copy_n(row, width, &store[j * width]);
+        continue;
+      }
+      const float* next = j + 1 < count ? row_of(rows, first + j + 1, odd, begin, width) : zeros.data();
+      kernels_.pair_rows(row, next, width, &store[j / 2 * width]);
+    }
+    return {store.data(), 1, width, nullptr, steps, chunks, steps * width, panel_block};
   }
 
   void transpose_queries() {
@@ -678,9 +714,8 @@ class InfoNce {
         sorted.add(entries.place[k] / lanes_, slot, entries.weight[k] * norm_[slot]);
       }
     for (std::size_t row = 0; row < chunk_size(chunk); ++row)
-      kernels_.combine_rows(query(first_), problem_.dim, &sorted.index[sorted.begin(row)],
-                            &sorted.weight[sorted.begin(row)], sorted.end[row] - sorted.begin(row),
-                            gradients_->passage_grads + (chunk * chunk_ + row) * problem_.dim, first_ > 0);
+      combine(problem_.query_rows, first_, sorted, row,
+              gradients_->passage_grads + (chunk * chunk_ + row) * problem_.dim, first_ > 0);
   }
 
   void combine_passages(std::size_t panel) {
@@ -696,9 +731,30 @@ class InfoNce {
     sorted.reserve();
     each([&](std::size_t lane, std::size_t j, float weight) { sorted.add(lane, j, weight); });
     for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
-      kernels_.combine_rows(problem_.passage_rows, problem_.dim, &sorted.index[sorted.begin(lane)],
-                            &sorted.weight[sorted.begin(lane)], sorted.end[lane] - sorted.begin(lane),
-                            query_grad(panel * lanes_ + lane), false);
+      combine(problem_.passage_rows, 0, sorted, lane, query_grad(panel * lanes_ + lane), false);
+  }
+
+  // out (+)= the sum of a row's entries, each a weight times one of the embeddings from `first` on.
+  void combine(const Embeddings& embeddings, std::size_t first, const ByRow& sorted, std::size_t row,
+               float* out, bool add) const {
+    const std::uint32_t* index = &sorted.index[sorted.begin(row)];
+    const float* weight = &sorted.weight[sorted.begin(row)];
+    const std::size_t count = sorted.end[row] - sorted.begin(row), dim = problem_.dim;
+    Scratch wide;
+    if (embeddings.element == Element::float32) {
+      kernels_.combine_rows(row_of(embeddings, first, wide, 0, dim), dim, index, weight, count, out, add);
+      return;
+    }
+    constexpr std::uint32_t kSpan = 32;  // entries whose embeddings are widened at a time
+    std::uint32_t places[kSpan];
+    std::iota(places, places + kSpan, 0u);
+    wide.reset(kSpan * dim);
+    for (std::size_t k = 0; k == 0 || k < count; k += kSpan) {
+      const std::size_t span = std::min<std::size_t>(kSpan, count - k);
+      for (std::size_t i = 0; i < span; ++i)
+        widen_row(embeddings, first + index[k + i], 0, dim, &wide[i * dim]);
+      kernels_.combine_rows(wide.data(), dim, places, weight + k, span, out, add || k > 0);
+    }
   }
 
   // As a sum of weights times products, <u, g> of the queries is also the temperature's gradient, but for the
@@ -707,10 +763,11 @@ class InfoNce {
     if (!gradients_->query_grads) return;
     for_panels([this](std::size_t panel) {
       const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
+      Scratch store(problem_.dim);
       for (std::size_t slot = begin; slot < end; ++slot) {
         const std::size_t i = first_ + slot;
         float* grad = query_grad(slot);
-        double along = finish_row(query(i), norm_[slot], grad, norm_[slot]);
+        double along = finish_row(query(i, store), norm_[slot], grad, norm_[slot]);
         const auto passages = positives_.of(i);
         auto index = static_cast<std::uint32_t>(positives_.first_pair(i));
         for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k, ++index)
@@ -727,9 +784,10 @@ class InfoNce {
   void finish_passages() {
     if (!gradients_->passage_grads || !problem_.normalize) return;
     parallel_for(chunks_, threads_, [this](std::size_t chunk) {
+      Scratch store(problem_.dim);
       for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
-        finish_row(passage(j), scale_[j] * problem_.temperature, gradients_->passage_grads + j * problem_.dim,
-                   1.0f);
+        finish_row(passage(j, store), scale_[j] * problem_.temperature,
+                   gradients_->passage_grads + j * problem_.dim, 1.0f);
     });
   }
 

@@ -4,14 +4,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "embeddings.h"
+
 namespace hybridfast {
 
 struct InfoNceProblem {
   std::size_t queries;
   std::size_t passages;
   std::size_t dim;
-  const float* query_rows;             // (queries, dim)
-  const float* passage_rows;           // (passages, dim)
+  Embeddings query_rows;               // (queries, dim)
+  Embeddings passage_rows;             // (passages, dim)
   const std::int64_t* targets;         // (queries,), each in [0, passages)
   const std::int32_t* query_groups;    // (queries,), or null: no groups
   const std::int32_t* passage_groups;  // (passages,), or null

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -18,49 +17,10 @@ constexpr std::size_t kBlockBytes = std::size_t{8} << 20;    // packed queries, 
 constexpr std::size_t kChunkBytes = std::size_t{384} << 10;  // passages that stay in a core's L2 cache
 constexpr std::size_t kChunkRows = 512;                      // and whose scores stay there too
 
-struct Half {
-  std::uint16_t bits;
-};
-struct Brain {
-  std::uint16_t bits;
-};
-
-float widen(float value) {
-  return value;
-}
-
-float widen(Brain value) {
-  return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
-}
-
-float widen(Half value) {
-  const std::uint32_t magnitude = value.bits & 0x7fffu;
-  const std::uint32_t sign = (value.bits & 0x8000u) << 16;
-  constexpr std::uint32_t rebias = (127 - 15) << 23;
-  if (magnitude < 0x0400u)  // zero or subnormal: a multiple of 2^-24
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24f) |
-                                sign);
-  const std::uint32_t special = magnitude >= 0x7c00u ? rebias : 0u;  // infinity and NaN stay so
-  return std::bit_cast<float>(((magnitude << 13) + rebias + special) | sign);
-}
-
 template <class Value>
 double square(Value value) {
   const double wide = widen(value);
   return wide * wide;
-}
-
-// Calls body with the embeddings' data as a pointer of their element type.
-template <class Body>
-auto with_elements(const Embeddings& embeddings, Body body) {
-  switch (embeddings.element) {
-    case Element::float16:
-      return body(static_cast<const Half*>(embeddings.data));
-    case Element::bfloat16:
-      return body(static_cast<const Brain*>(embeddings.data));
-    default:
-      return body(static_cast<const float*>(embeddings.data));
-  }
 }
 
 // panel[d * width + i] = element d of the i-th of `count` rows, row_of(i); zero for the i beyond.

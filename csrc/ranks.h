@@ -5,17 +5,9 @@
 #include <cstdint>
 #include <span>
 
+#include "embeddings.h"
+
 namespace hybridfast {
-
-enum class Element { float32, float16, bfloat16 };
-
-// Row-major embeddings; every element type is widened to float32 when its rows are packed.
-struct Embeddings {
-  const void* data;
-  std::size_t rows;
-  std::size_t depth;
-  Element element;
-};
 
 // The largest Euclidean norm of a row, with its row; the first row whose norm is not finite wins.
 struct RowNorm {

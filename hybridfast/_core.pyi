@@ -43,8 +43,8 @@ class Pipeline:
 def philox(counter: tuple[int, int, int, int], seed: int) -> list[int]: ...
 def permutation(n: int, seed: int, cell: int = 0, epoch: int = 0, pass_: int = 0) -> NDArray[np.uint32]: ...
 def info_nce(
-    queries: NDArray[np.float32],
-    passages: NDArray[np.float32],
+    queries: NDArray[Any],
+    passages: NDArray[Any],
     temperature: float,
     targets: NDArray[np.int64],
     query_groups: NDArray[np.int32] | None,

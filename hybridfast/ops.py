@@ -116,16 +116,16 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
 
 
 def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple[float, float]]:
-    queries, passages = (x.detach().float().contiguous() for x in (problem.queries, problem.passages))
+    queries, passages = problem.queries, problem.passages
     losses = torch.empty(len(queries))
     query_grads = passage_grads = None
     if weights is not None and (problem.needs[0] or problem.needs[2]):  # the temperature's comes with them
-        query_grads = torch.empty_like(queries)
+        query_grads = torch.empty(queries.shape)
     if weights is not None and problem.needs[1]:
-        passage_grads = torch.empty_like(passages)
+        passage_grads = torch.empty(passages.shape)
     temperature_grad, *stats = _core.info_nce(
-        queries.numpy(),
-        passages.numpy(),
+        _rows(queries),
+        _rows(passages),
         problem.temperature.item(),
         problem.targets.contiguous().numpy(),
         *_dense_groups(problem.query_groups, problem.passage_groups),
@@ -144,6 +144,12 @@ def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple
     )
     formed = None if weights is None else problem.temperature.new_tensor(temperature_grad)
     return (losses, query_grads, passage_grads, formed), (stats[0], stats[1])
+
+
+def _rows(embeddings: Tensor) -> Any:
+    """As the kernels read them; NumPy lacks bfloat16, whose bits are passed as int16."""
+    embeddings = embeddings.detach().contiguous()
+    return (embeddings.view(torch.int16) if embeddings.dtype == torch.bfloat16 else embeddings).numpy()
 
 
 def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) -> tuple[Any, Any]:

@@ -70,6 +70,24 @@ def test_every_option_matches_the_reference(options, backend, dtype):
         assert (value - wanted).norm() <= tolerance * wanted.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-4])
+def test_half_precision_inputs_are_read_exactly(dtype, tolerance):
+    """In float32 products only the gradients that come back are rounded."""
+    q, p, targets = (x.to(dtype) if x.is_floating_point() else x for x in problem(600, 500, 37))
+    targets = targets[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    exact = info_nce_gradients(reference.info_nce, q.double(), p.double(), 0.01, targets)
+    loss, grads, stats = info_nce_gradients(
+        info_nce, q, p, 0.01, targets,
+        compute_dtype=torch.float32, grad_tolerance=tolerance, return_stats=True, backend="cpu",
+    )  # fmt: skip
+    assert loss == pytest.approx(exact[0], rel=1e-6)
+    assert (stats.kept < 1) == (tolerance > 0)
+    for value, wanted in zip(grads, exact[1], strict=True):
+        assert value.dtype == dtype
+        assert (value - wanted).norm() <= (torch.finfo(dtype).eps + 2 * tolerance) * wanted.norm()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     queries=st.integers(1, 70),
@@ -225,9 +243,10 @@ def test_more_passages_than_the_workspace_holds(options):
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory from /proc"
 )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", ["", "bidirectional=True", "grad_tolerance=0.1"])
-def test_a_step_stays_within_its_workspace(options):
-    """4,096 x 65,536 logits are 1 GB. A step may add its gradients, 18 MB, and 64 MB. Dim 64 is for speed."""
+def test_a_step_stays_within_its_workspace(options, dtype):
+    """4,096 x 65,536 logits are 1 GB. A step may add its gradients and 64 MB. Dim 64 is for speed."""
     code = f"""
 from pathlib import Path
 import torch
@@ -235,7 +254,7 @@ from hybridfast import info_nce
 def kilobytes(field):
     return int(Path("/proc/self/status").read_text().split(field)[1].split()[0])
 def step(queries, passages):
-    q, p = torch.randn(queries, 64, requires_grad=True), torch.randn(passages, 64, requires_grad=True)
+    q, p = (torch.randn(n, 64, dtype=torch.{dtype}, requires_grad=True) for n in (queries, passages))
     before = kilobytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")
     info_nce(q, p, {options}).backward()
@@ -244,7 +263,9 @@ step(64, 64)  # brings in what is loaded late
 print(step(4096, 65536))
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], timeout=120, capture_output=True, text=True)
-    assert float(done.stdout) <= 18 + 64
+    in_float32 = 4 * 64 * (4096 + 65536) / 2**20
+    gradients = in_float32 * (1 if dtype == "float32" else 1.5)  # formed in float32, then rounded
+    assert float(done.stdout) <= gradients + 64
 
 
 def test_many_positive_pairs_go_to_torch(monkeypatch):

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <stdexcept>
@@ -28,10 +30,12 @@ double naive_loss(const InfoNceProblem& problem, std::size_t i) {
   const auto similarity = [&](std::size_t a, std::size_t b) {
     double dot = 0, q = 0, p = 0;
     for (std::size_t d = 0; d < problem.dim; ++d) {
-      const double x = problem.query_rows[a * problem.dim + d], y = problem.passage_rows[b * problem.dim + d];
-      dot += x * y;
-      q += x * x;
-      p += y * y;
+      float x, y;
+      widen_row(problem.query_rows, a, d, 1, &x);
+      widen_row(problem.passage_rows, b, d, 1, &y);
+      dot += double{x} * y;
+      q += double{x} * x;
+      p += double{y} * y;
     }
     return problem.normalize ? dot / std::sqrt(q * p) : dot;
   };
@@ -57,11 +61,34 @@ double naive_loss(const InfoNceProblem& problem, std::size_t i) {
   return sum / count;
 }
 
+// Values of some size in an element type: a random sign and mantissa, an exponent near 0.
+std::vector<std::byte> random_rows(std::size_t count, Element element, std::mt19937& random) {
+  const std::size_t size = element == Element::float32 ? 4 : 2;
+  std::vector<std::byte> rows(count * size);
+  for (std::size_t i = 0; i < count; ++i) {
+    const int mantissa = element == Element::float32 ? 23 : element == Element::bfloat16 ? 7 : 10;
+    const std::uint32_t bias = element == Element::float16 ? 15 : 127;
+    std::uint32_t bits = (bias - 2 + random() % 4) << mantissa | random() % (1u << mantissa);
+    bits |= (random() & 1u) << (8 * size - 1);
+    std::memcpy(&rows[i * size], &bits, size);
+  }
+  return rows;
+}
+
+// All bits of the exponent: infinity or, unless the mantissa is 0, NaN.
+void spoil(std::vector<std::byte>& rows, Element element, std::mt19937& random) {
+  const std::size_t size = element == Element::float32 ? 4 : 2;
+  const std::uint32_t bits = element == Element::float32    ? 0x7f800000u
+                             : element == Element::bfloat16 ? 0x7f80u
+                                                            : 0x7c00u;
+  std::memcpy(&rows[random() % (rows.size() / size) * size], &bits, size);
+}
+
 void check(const Shape& shape, int options, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  std::vector<float> q(shape.queries * shape.dim), p(shape.passages * shape.dim), dq(q.size()), dp(p.size());
-  for (float& x : q) x = normal(random);
-  for (float& x : p) x = normal(random);
+  const auto element = static_cast<Element>(random() % 3);
+  auto q = random_rows(shape.queries * shape.dim, element, random);
+  auto p = random_rows(shape.passages * shape.dim, element, random);
+  std::vector<float> dq(shape.queries * shape.dim), dp(shape.passages * shape.dim);
   std::vector<std::int64_t> targets(shape.queries);
   std::vector<std::int32_t> query_groups(shape.queries), passage_groups(shape.passages);
   for (std::size_t i = 0; i < shape.queries; ++i) {
@@ -73,8 +100,8 @@ void check(const Shape& shape, int options, std::mt19937& random) {
   const InfoNceProblem problem{shape.queries,
                                shape.passages,
                                shape.dim,
-                               q.data(),
-                               p.data(),
+                               {q.data(), shape.queries, shape.dim, element},
+                               {p.data(), shape.passages, shape.dim, element},
                                targets.data(),
                                groups ? query_groups.data() : nullptr,
                                groups ? passage_groups.data() : nullptr,
@@ -97,8 +124,8 @@ void check(const Shape& shape, int options, std::mt19937& random) {
                  shape.passages, shape.dim, options, i, losses[i], wanted);
     std::exit(1);
   }
-  q[random() % q.size()] = std::numeric_limits<float>::quiet_NaN();
-  p[random() % p.size()] = std::numeric_limits<float>::infinity();
+  spoil(q, element, random);
+  spoil(p, element, random);
   info_nce(problem, losses.data(), &gradients, 3);
 }
 
