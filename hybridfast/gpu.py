@@ -51,27 +51,48 @@ def target_costs(
 
     Targets on a GPU are not checked: one that is no row of the passages, nor -1, costs NaN.
     """
-    count, dim = block.passages.shape
-    absent_Q = block.targets == -1
-    wrong_Q = (block.targets < -1) | (block.targets >= count)
-    targets_Q = block.targets.clamp(0, count - 1)
-    wanted_Q = torch.empty_like(row_sums_Q)
-    for rows in _slices(len(wanted_Q), 3 * dim * wanted_Q.element_size()):
-        products = block.queries[rows].to(wanted_Q.dtype) * block.passages[targets_Q[rows]]
-        wanted_Q[rows] = products.sum(dim=1)
-    wanted_Q = ((wanted_Q - block.margin) / block.temperature).masked_fill(wrong_Q, torch.nan)
-
-    def cost(sums_Q: Tensor) -> tuple[Tensor, Tensor]:
-        off_Q = (sums_Q - wanted_Q).masked_fill(absent_Q, -torch.inf)
-        return torch.logaddexp(torch.zeros_like(off_Q), off_Q), weights_Q * torch.sigmoid(off_Q)
-
-    costs_Q, row_weights_Q = cost(row_sums_Q)
+    wanted_Q = _target_logits(block)
+    costs_Q, row_weights_Q = _cost(row_sums_Q, wanted_Q, weights_Q)
     if column_sums_N is None:
         return costs_Q, row_weights_Q, None
-    column_costs_Q, weights_at_Q = cost(column_sums_N[targets_Q])
+    targets_Q = _within(block.targets, len(block.passages))
+    column_costs_Q, weights_at_Q = _cost(column_sums_N[targets_Q], wanted_Q, weights_Q)
     # index_put_ sorts what it accumulates; index_add_ and scatter_add_ add in the order of the moment.
     column_weights_N = torch.zeros_like(column_sums_N).index_put_((targets_Q,), weights_at_Q, accumulate=True)
     return costs_Q + column_costs_Q, row_weights_Q, column_weights_N
+
+
+def target_weights(
+    block: Block, row_weights_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
+) -> Tensor:
+    """-d(objective)/d(logit) of each query's target, which is its only positive."""
+    if column_sums_N is None:
+        return row_weights_Q
+    at_Q = _within(block.targets, len(block.passages))
+    return row_weights_Q + _cost(column_sums_N[at_Q], _target_logits(block), weights_Q)[1]
+
+
+def _within(targets: Tensor, count: int) -> Tensor:
+    return targets.clamp(0, count - 1)
+
+
+def _target_logits(block: Block) -> Tensor:
+    """(<query, target> - margin) / temperature; infinity where the target is elsewhere, NaN where nowhere."""
+    count, dim = block.passages.shape
+    targets_Q = _within(block.targets, count)
+    products_Q = block.temperature.new_empty(len(targets_Q))
+    for rows in _slices(len(targets_Q), 3 * dim * products_Q.element_size()):
+        products = block.queries[rows].to(products_Q.dtype) * block.passages[targets_Q[rows]]
+        products_Q[rows] = products.sum(dim=1)
+    logits_Q = (products_Q - block.margin) * (1 / block.temperature)  # as the kernels round it
+    nowhere_Q = (block.targets < -1) | (block.targets >= count)
+    return logits_Q.masked_fill(block.targets == -1, torch.inf).masked_fill(nowhere_Q, torch.nan)
+
+
+def _cost(sums_Q: Tensor, wanted_Q: Tensor, weights_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + e^(sum - logit)), and its derivative by the sum, times the weights; 0 for an infinite logit."""
+    off_Q = (sums_Q - wanted_Q).masked_fill(wanted_Q == torch.inf, -torch.inf)
+    return torch.logaddexp(torch.zeros_like(off_Q), off_Q), weights_Q * torch.sigmoid(off_Q)
 
 
 def gradients(

@@ -116,7 +116,9 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
         else grad.to(like.device, _wide(like))
         for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
     ]
-    return losses, (wanted[0], wanted[1], wanted[2]), torch.tensor(stats, dtype=torch.float64)
+    device = problem.queries.device  # a tensor of the CPU's would keep torch.compile from using CUDA graphs
+    on_device = [torch.full((), value, dtype=torch.float64, device=device) for value in stats]
+    return losses, (wanted[0], wanted[1], wanted[2]), torch.stack(on_device)
 
 
 def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple[float, float]]:
@@ -237,7 +239,7 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
         problem = problem._replace(needs=[False] * 3)
     shape = (len(problem.queries),) if reduction == "none" else ()
     loss = problem.queries.new_empty(shape, dtype=_wide(problem.queries))
-    return loss, *_fake_gradients(problem), torch.empty(2, dtype=torch.float64, device="cpu")
+    return loss, *_fake_gradients(problem), problem.queries.new_empty(2, dtype=torch.float64)
 
 
 @torch.library.impl("hybridfast::info_nce_gradients", "CompositeExplicitAutograd")

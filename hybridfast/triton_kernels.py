@@ -5,8 +5,7 @@ Forward, one pass over tiles of logits: a program keeps the running log-sum-exp 
 registers while it walks the passages, and writes that of each passage over its queries; torch merges the
 parts in a fixed order. Backward, a kernel forms d(objective)/d(product) for a chunk of queries, and library
 products turn it into gradients (`hybridfast.gpu`); where the dimension is small, that matrix would be most of
-the traffic, and two passes keep it on the chip. Within kernels logits are in units of log 2, where an
-exponential is one instruction: products times log2(e) / temperature.
+the traffic, and two passes keep it on the chip.
 
 Nothing is read out of bounds: rows past the last are read as the last and masked, dimensions past D are zero.
 """
@@ -25,8 +24,8 @@ from hybridfast import gpu
 from hybridfast.blocks import Block
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-FADED = tl.constexpr(2.0**-96)  # a sum of what exp2 may have lost the terms below 2^-126 of
+# Below this a sum may miss terms, since exp2 ends at 2^-126. Only the lowest temperatures get there.
+FADED = tl.constexpr(2.0**-96)
 
 
 class Tiles(NamedTuple):
@@ -39,12 +38,12 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# Tensor cores of Hopper and data-centre Blackwell want large tiles, and have the shared memory for them; true
-# float32 products run on the ordinary units.
-LARGE_HALF, HALF = Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 32, 4, 3)
+# Hopper's tensor cores want the largest tiles whose products fit the registers; half of that fits any GPU's
+# shared memory. True float32 products run on the ordinary units.
+HOPPER_HALF, HALF = Tiles(256, 128, 64, 8, 4), Tiles(128, 128, 32, 8, 3)
 TF32, FLOAT32 = Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 32, 4, 3)
-SMALL_DIM = 128  # up to here the gradients are formed on the chip
-SMALL_HALF, SMALL_FLOAT32 = Tiles(128, 64, SMALL_DIM, 8, 2), Tiles(32, 32, SMALL_DIM, 4, 1)
+SMALL_DIM = 128  # up to here the gradients of half-precision products are formed on the chip
+SMALL_HALF = Tiles(128, 64, SMALL_DIM, 8, 2)
 PROGRAMS = 1024  # enough to fill a GPU a few times over; the passages are split until there are so many
 COLUMN_PARTS = 128 << 20  # bytes of what tiles of queries sum for each passage, before it is merged
 
@@ -103,9 +102,9 @@ def _finite(top):
 
 @triton.jit
 def _sums_kernel(
-    queries, passages, temperature, targets, query_groups, passage_groups, excluded,
+    queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
-    row_parts, column_parts, first_tile, tiles_each,
+    row_parts, column_parts, first_tile, splits, tiles_each,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -113,11 +112,12 @@ def _sums_kernel(
 
     One exp2 a logit serves both: 2^(s_ij - top_i) is summed over j, and times 2^(top_i - peak) over i.
     """
-    tile, split = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     rows = (first_tile + tile) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_rows = tl.minimum(rows, Q - 1)
     target, group = _row_ids(targets, query_groups, at_rows, N)
-    scale = LOG2_E / tl.load(temperature)
+    by_temperature = tl.load(inverse)
+    scale = by_temperature * LOG2_E
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     last_tile = tl.minimum((split + 1) * tiles_each, tl.cdiv(N, BLOCK_N))
@@ -128,23 +128,21 @@ def _sums_kernel(
             BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         _, negative = _pairs(rows, columns, target, group, passage_groups, excluded, Q, N, BY_GROUP)
-        logits = tl.where(negative, products * scale, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
+        products = tl.where(negative, products, float("-inf"))
+        new_top = tl.maximum(top, tl.max(products, 1))
         shift = _finite(new_top)
-        exps = tl.exp2(logits - shift[:, None])
-        total = total * tl.exp2(top - shift) + tl.sum(exps, 1)
+        exps = tl.exp2((products - shift[:, None]) * scale)
+        total = total * tl.exp2((top - shift) * scale) + tl.sum(exps, 1)
         top = new_top
         if column_parts is not None:
             peak = _finite(tl.max(top, 0))
-            sums = tl.sum(exps * tl.exp2(top - peak)[:, None], 0)
-            part = peak + tl.log2(sums)
-            if (
-                tl.min(tl.where(columns < N, sums, 1.0), 0) < FADED
-            ):  # rare: at the lowest temperatures, or no sum
-                own = _finite(tl.max(logits, 0))
-                part = own + tl.log2(tl.sum(tl.exp2(logits - own[None, :]), 0))
-            tl.store(column_parts + (tile + 1).to(tl.int64) * N + columns, part * LN_2, mask=columns < N)
-    tl.store(row_parts + split.to(tl.int64) * Q + rows, (top + tl.log2(total)) * LN_2, mask=rows < Q)
+            sums = tl.sum(exps * tl.exp2((top - peak) * scale)[:, None], 0)
+            part = peak * by_temperature + tl.log(sums)
+            if tl.min(tl.where(columns < N, sums, 1.0), 0) < FADED:
+                own = _finite(tl.max(products, 0))
+                part = own * by_temperature + tl.log(tl.sum(tl.exp2((products - own[None, :]) * scale), 0))
+            tl.store(column_parts + (tile + 1).to(tl.int64) * N + columns, part, mask=columns < N)
+    tl.store(row_parts + split.to(tl.int64) * Q + rows, top * by_temperature + tl.log(total), mask=rows < Q)
 
 
 @triton.jit
@@ -162,15 +160,15 @@ def _softplus(x):
 
 @triton.jit
 def _group_costs_kernel(
-    queries, passages, temperature, targets, query_groups, passage_groups, excluded,
+    queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, column_sums, weights,
-    row_parts, column_parts, first_tile, tiles_each,
+    row_parts, column_parts, first_tile, splits, tiles_each,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the positives of a tile of queries cost and weigh in a split of the passages."""
-    tile, split = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     rows = (first_tile + tile) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_rows = tl.minimum(rows, Q - 1)
     target, group = _row_ids(targets, query_groups, at_rows, N)
@@ -189,7 +187,7 @@ def _group_costs_kernel(
                 queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
                 BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
-            wanted = (products - margin) / tl.load(temperature)
+            wanted = (products - margin) * tl.load(inverse)
             off = row_sum[:, None] - wanted
             cost += tl.sum(tl.where(positive, _softplus(off), 0.0), 1)
             row_weight += tl.sum(tl.where(positive, weight[:, None] * _sigmoid(off), 0.0), 1)
@@ -199,45 +197,54 @@ def _group_costs_kernel(
                 column_weight = tl.sum(tl.where(positive, weight[:, None] * _sigmoid(off), 0.0), 0)
         if column_parts is not None:
             tl.store(column_parts + (tile + 1).to(tl.int64) * N + columns, column_weight, mask=columns < N)
-    at_parts = row_parts + split.to(tl.int64) * Q + rows
-    tl.store(at_parts, cost, mask=rows < Q)
-    tl.store(at_parts + tl.num_programs(1).to(tl.int64) * Q, row_weight, mask=rows < Q)
+    tl.store(row_parts + split.to(tl.int64) * Q + rows, cost, mask=rows < Q)
+    tl.store(row_parts + (splits + split).to(tl.int64) * Q + rows, row_weight, mask=rows < Q)
+
+
+@triton.jit
+def _exp_off(products, by_temperature, logsumexp):
+    """e^(product / temperature - logsumexp), the difference rounded once."""
+    return tl.exp2(tl.fma(products, by_temperature, -logsumexp) * LOG2_E)
 
 
 @triton.jit
 def _weights(
     products, rows, columns, at_rows, at_columns,
-    temperature, targets, query_groups, passage_groups, excluded, Q, N,
+    inverse, targets, query_groups, passage_groups, excluded, Q, N,
     margin, row_sums, row_weights, column_sums, column_weights, weights, BY_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """d(objective)/d(product) of some pairs, whose products are given."""
+    """d(objective)/d(product) of some pairs, whose products are given.
+
+    `weights` are those of the queries' losses, or without groups of positives what their targets weigh.
+    """
     target, group = _row_ids(targets, query_groups, at_rows, N)
     positive, negative = _pairs(rows, columns, target, group, passage_groups, excluded, Q, N, BY_GROUP)
-    by_temperature = 1 / tl.load(temperature)
-    scale = LOG2_E * by_temperature
-    row_sum = tl.load(row_sums + at_rows) * LOG2_E
+    by_temperature = tl.load(inverse)
+    row_sum = tl.load(row_sums + at_rows)
     row_weight = tl.load(row_weights + at_rows) * by_temperature
-    logits = products * scale
-    formed = row_weight[:, None] * tl.exp2(logits - row_sum[:, None])
+    weight = tl.load(weights + at_rows) * by_temperature
+    formed = row_weight[:, None] * _exp_off(products, by_temperature, row_sum[:, None])
     column_sum = tl.zeros_like(columns).to(tl.float32)
     if column_sums is not None:
-        column_sum = tl.load(column_sums + at_columns) * LOG2_E
+        column_sum = tl.load(column_sums + at_columns)
         column_weight = tl.load(column_weights + at_columns) * by_temperature
-        formed += column_weight[None, :] * tl.exp2(logits - column_sum[None, :])
+        formed += column_weight[None, :] * _exp_off(products, by_temperature, column_sum[None, :])
     formed = tl.where(negative, formed, 0.0)
-    if tl.max(positive.to(tl.int32)) > 0:  # few tiles hold any
-        wanted = logits - margin * scale
-        off = 1 / (1 + tl.exp2(wanted - row_sum[:, None]))
-        if column_sums is not None:
-            off += 1 / (1 + tl.exp2(wanted - column_sum[None, :]))
-        weight = tl.load(weights + at_rows) * by_temperature
-        formed = tl.where(positive, -weight[:, None] * off, formed)
+    if BY_GROUP:
+        if tl.max(positive.to(tl.int32)) > 0:  # few tiles hold any
+            wanted = products - margin
+            off = 1 / (1 + _exp_off(wanted, by_temperature, row_sum[:, None]))
+            if column_sums is not None:
+                off += 1 / (1 + _exp_off(wanted, by_temperature, column_sum[None, :]))
+            formed = tl.where(positive, -weight[:, None] * off, formed)
+    else:
+        formed = tl.where(positive, -weight[:, None], formed)
     return formed
 
 
 @triton.jit
 def _weights_kernel(
-    queries, passages, temperature, targets, query_groups, passage_groups, excluded,
+    queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, row_weights, column_sums, column_weights, weights,
     out, first_row, last_row,
@@ -259,7 +266,7 @@ def _weights_kernel(
     )  # fmt: skip
     formed = _weights(
         products, rows, columns, at_rows, at_columns,
-        temperature, targets, query_groups, passage_groups, excluded, Q, N,
+        inverse, targets, query_groups, passage_groups, excluded, Q, N,
         margin, row_sums, row_weights, column_sums, column_weights, weights, BY_GROUP,
     )  # fmt: skip
     at_out = out + (rows - first_row).to(tl.int64)[:, None] * N + columns[None, :]
@@ -270,15 +277,15 @@ def _weights_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    queries, passages, temperature, targets, query_groups, passage_groups, excluded,
+    queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, row_weights, column_sums, column_weights, weights,
-    grads, tiles_each, OF_QUERIES: tl.constexpr,
+    grads, splits, tiles_each, OF_QUERIES: tl.constexpr,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of queries from a split of the passages, or the converse; all of D at once."""
-    tile, split = tl.program_id(0), tl.program_id(1)
+    tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     dims = tl.arange(0, BLOCK_D)
     inside = (dims < D)[None, :]
     if OF_QUERIES:
@@ -316,7 +323,7 @@ def _gradient_kernel(
             )
         formed = _weights(
             tl.dot(q, tl.trans(p), input_precision=PRECISION), rows, columns, at_rows, at_columns,
-            temperature, targets, query_groups, passage_groups, excluded, Q, N,
+            inverse, targets, query_groups, passage_groups, excluded, Q, N,
             margin, row_sums, row_weights, column_sums, column_weights, weights, BY_GROUP,
         ).to(q.dtype)  # fmt: skip
         if OF_QUERIES:
@@ -334,33 +341,26 @@ def _precision() -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def _tiles(block: Block, small: bool = False) -> Tiles:
+def _tiles(block: Block) -> Tiles:
     if block.queries.dtype == torch.float32:
-        if small:
-            return SMALL_FLOAT32
         return TF32 if _precision() == "tf32" else FLOAT32
-    if small:
-        return SMALL_HALF
     device = block.queries.device
-    large = (
-        device.type == "cuda"
-        and not torch.version.hip
-        and torch.cuda.get_device_capability(device)[0] in (9, 10)
-    )
-    return LARGE_HALF if large else HALF
+    hopper = device.type == "cuda" and torch.version.hip is None
+    hopper = hopper and torch.cuda.get_device_capability(device)[0] == 9
+    return HOPPER_HALF if hopper and not block.by_group else HALF  # by group, there is more to hold
 
 
 def _launch(
-    kernel: Any, grid: tuple[int, ...], tiles: Tiles, block: Block, *arguments: Any, **constants: Any
+    kernel: Any, programs: int, tiles: Tiles, block: Block, *arguments: Any, **constants: Any
 ) -> None:
     """Run a kernel whose first arguments are the block's, on the block's device."""
     queries, passages = (_rows(rows) for rows in (block.queries, block.passages))
     by_groups = block.query_groups is not None and block.passage_groups is not None
     with torch.cuda.device_of(queries):
-        kernel[grid](
+        kernel[(programs,)](
             queries,
             passages,
-            block.temperature,
+            1 / block.temperature,  # formed once: a rounding that differs between kernels would not cancel
             block.targets.contiguous(),
             block.query_groups.contiguous() if block.query_groups is not None and by_groups else None,
             block.passage_groups.contiguous() if block.passage_groups is not None and by_groups else None,
@@ -415,7 +415,8 @@ def _sweep(
     column_parts = sums.new_full((band + 1, width), nothing) if columns else None  # first, the bands before
     for first in range(0, row_tiles, band):
         here = min(band, row_tiles - first)
-        _launch(kernel, (here, splits), tiles, block, *arguments, row_parts, column_parts, first, tiles_each)
+        parts = (row_parts, column_parts, first, splits, tiles_each)
+        _launch(kernel, here * splits, tiles, block, *arguments, *parts)
         if column_parts is not None:
             column_parts[0] = merge(column_parts[: here + 1], 0)
     return merge(row_parts, 1), None if column_parts is None else column_parts[0].clone()
@@ -447,8 +448,10 @@ def gradients(
     weights_Q: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    if not block.by_group:
+        weights_Q = gpu.target_weights(block, row_weights_Q, column_sums_N, weights_Q)
     given = (block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs)
-    if block.queries.shape[1] <= SMALL_DIM:
+    if block.queries.dtype != torch.float32 and block.queries.shape[1] <= SMALL_DIM:
         return gpu.in_range_of_half(_small_gradients, *given)
     return gpu.gradients(_form_weights, *given)
 
@@ -466,7 +469,7 @@ def _form_weights(
     tiles = _tiles(block)
     programs = triton.cdiv(len(out_RN), tiles.queries) * triton.cdiv(len(block.passages), tiles.passages)
     _launch(
-        _weights_kernel, (programs,), tiles, block,
+        _weights_kernel, programs, tiles, block,
         block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
         out_RN, rows.start, rows.stop,
     )  # fmt: skip
@@ -481,8 +484,7 @@ def _small_gradients(
     weights_Q: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    tiles = _tiles(block, small=True)
-    tiles = tiles._replace(dims=max(16, triton.next_power_of_2(block.queries.shape[1])))
+    tiles = SMALL_HALF._replace(dims=max(16, triton.next_power_of_2(block.queries.shape[1])))
 
     def gradient(own: Tensor, own_tile: int, others: Tensor, other_tile: int) -> Tensor:
         own_tiles, other_tiles = triton.cdiv(len(own), own_tile), triton.cdiv(len(others), other_tile)
@@ -490,9 +492,9 @@ def _small_gradients(
         splits = triton.cdiv(other_tiles, tiles_each)
         parts = row_sums_Q.new_empty((splits, *own.shape))
         _launch(
-            _gradient_kernel, (own_tiles, splits), tiles, block,
+            _gradient_kernel, own_tiles * splits, tiles, block,
             block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
-            parts, tiles_each, OF_QUERIES=own is block.queries,
+            parts, splits, tiles_each, OF_QUERIES=own is block.queries,
         )  # fmt: skip
         return parts.sum(dim=0) if splits > 1 else parts[0]
 
