@@ -59,6 +59,7 @@ class Kernels(Protocol):
 
         A negative's logit gets row_weight * e^(s - row sum) + column_weight * e^(s - column sum), a
         positive's -weights_Q * (sigmoid(row sum - logit) + sigmoid(column sum - logit)); empty sums give 0.
+        The temperature's gradient is what comes through the similarities; `through_margin` is the rest.
         """
 
 
@@ -75,6 +76,21 @@ def through_norm(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     """The gradient of rows, from that of the rows over their norms."""
     unit = unit.to(grad.dtype)
     return (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) * scale
+
+
+def through_margin(
+    temperature: Tensor, margin: float, row_weights_Q: Tensor, column_weights_N: Tensor | None
+) -> Tensor:
+    """What of the temperature's gradient goes through the positives' margin / temperature."""
+    weight = row_weights_Q.sum() + (0.0 if column_weights_N is None else column_weights_N.sum())
+    return -margin / temperature.square() * weight
+
+
+def scalar_on(device: torch.device, scalar: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scalar on the device; one of the CPU's goes by value, since a copy would wait for the device."""
+    if scalar.device.type == "cpu":
+        return torch.full((), scalar.item(), dtype=dtype, device=device)
+    return scalar.to(device=device, dtype=dtype)
 
 
 def count_in(groups: Tensor, others: Tensor) -> Tensor:
@@ -115,11 +131,11 @@ def info_nce(
         excluded = None if in_batch else count_in(passage_groups, query_groups) > 0
     elif not in_batch:
         excluded = torch.zeros(len(passages), dtype=torch.bool, device=queries.device)
-        excluded[targets] = True
+        excluded.index_fill_(0, targets.clamp(0, len(passages) - 1), True)  # a GPU's targets are not checked
     block = Block(
         unit_q,
         unit_p,
-        temperature.to(device=queries.device, dtype=scale_q.dtype),
+        scalar_on(queries.device, temperature, scale_q.dtype),
         margin,
         targets,
         query_groups,
@@ -138,6 +154,7 @@ def info_nce(
     grad_q, grad_p, grad_t = kernels.gradients(
         block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
     )
+    grad_t = grad_t + through_margin(block.temperature, margin, row_weights_Q, column_weights_N)
     if normalize and grad_q is not None:
         grad_q = through_norm(grad_q, unit_q, scale_q)
     if normalize and grad_p is not None:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hybridfast import loss as local
 from hybridfast import ops
-from hybridfast.blocks import Block, count_in, through_norm, unit_rows
+from hybridfast.blocks import Block, count_in, scalar_on, through_margin, through_norm, unit_rows
 
 __all__ = ["EXCHANGES", "info_nce"]
 
@@ -363,7 +363,8 @@ def _solve(
     ranks: _Ranks,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    kernels = ops.block_kernels(queries.device)
+    widest = torch.promote_types(queries.dtype, problem.compute_dtype)
+    kernels = ops.block_kernels("auto", queries.device, widest)
     unit_q, scale_q = unit_rows(queries, problem.normalize, problem.compute_dtype)
     unit_p, scale_p = unit_rows(passages, problem.normalize, problem.compute_dtype)
     sums = scale_q.dtype
@@ -385,7 +386,7 @@ def _solve(
         excluded[problem.targets] = True
     weights_Q = share_Q * problem.scale
     shard = _Shard(unit_p, problem.passage_groups, None if excluded is None else excluded.to(torch.uint8))
-    temperature = temperature.to(device=queries.device, dtype=sums)
+    temperature = scalar_on(queries.device, temperature, sums)
     elsewhere = torch.full_like(problem.targets, -1)
 
     def block(of: _Shard, first: int | None) -> Block:
@@ -444,6 +445,7 @@ def _solve(
         return None if grad_p is None or dp is None else grad_p + dp
 
     grad_p = exchange.tour(shard, torch.zeros_like(unit_p, dtype=sums), "sum", add_gradients)
+    grad_t += through_margin(temperature, problem.margin, row_weights_Q, column_weights_N)
     if problem.normalize and grad_p is not None:
         grad_q, grad_p = through_norm(grad_q, unit_q, scale_q), through_norm(grad_p, unit_p, scale_p)
     return loss, grad_q, grad_p, grad_t

@@ -130,8 +130,6 @@ def prepare(
     _check_shapes(queries, passages, targets, query_groups, passage_groups)
     _check_choice("positives", positives, POSITIVES)
     _check_choice("backend", backend, ops.BACKENDS)
-    if backend in ("triton", "cuda"):
-        raise ValueError(f"backend={backend!r} is not available in this build; use 'auto' or 'torch'")
     if positives == "groups" and query_groups is None:
         raise ValueError("positives='groups' needs query_groups and passage_groups")
     if bidirectional and not in_batch:
@@ -150,6 +148,8 @@ def prepare(
         compute_dtype = torch.get_autocast_dtype(queries.device.type)
     if compute_dtype is not None and compute_dtype not in DTYPES:
         raise ValueError(f"compute_dtype must be one of {_names(DTYPES)}, got {compute_dtype}")
+    widest = torch.promote_types(queries.dtype, compute_dtype or queries.dtype)
+    ops.block_backend(backend, queries.device, widest)
     if targets is None:
         if positives == "target" and len(queries) > len(passages):
             raise ValueError(
@@ -157,14 +157,14 @@ def prepare(
                 f"got {len(queries)} and {len(passages)}"
             )
         targets = torch.arange(len(queries), device=queries.device).clamp(max=len(passages) - 1)
-    return _scalar(temperature), targets, compute_dtype
+    return _scalar(temperature, queries.device), targets, compute_dtype
 
 
-def _scalar(temperature: float | Tensor) -> Tensor:
+def _scalar(temperature: float | Tensor, device: torch.device | None = None) -> Tensor:
     if not isinstance(temperature, Tensor):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
-        return torch.tensor(temperature, dtype=torch.float64)
+        return torch.full((), temperature, dtype=torch.float64, device=device)
     if temperature.numel() != 1 or not temperature.is_floating_point():
         raise ValueError(
             "temperature must be a floating scalar, "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -9,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from hybridfast import _core, blocks, torch_kernels
+from hybridfast import _core, blocks
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
+TRITON = importlib.util.find_spec("triton") is not None
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MOST_PAIRS = 1 << 20  # positive pairs that the native backend keeps: 16 MB
 # Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
 # until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
@@ -112,7 +117,9 @@ def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, T
         else grad.to(like.device, _wide(like))
         for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
     ]
-    return losses, (wanted[0], wanted[1], wanted[2]), torch.tensor(stats, dtype=torch.float64)
+    device = problem.queries.device  # a tensor of the CPU's would keep torch.compile from using CUDA graphs
+    on_device = [torch.full((), value, dtype=torch.float64, device=device) for value in stats]
+    return losses, (wanted[0], wanted[1], wanted[2]), torch.stack(on_device)
 
 
 def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple[float, float]]:
@@ -161,15 +168,45 @@ def _dense_groups(query_groups: Tensor | None, passage_groups: Tensor | None) ->
     return dense[: len(query_groups)], dense[len(query_groups) :]
 
 
-def block_kernels(device: torch.device) -> blocks.Kernels:
-    """The kernels for tensors on a device."""
-    return torch_kernels
+def triton_gap(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels do not serve such tensors, in words; None when they do."""
+    if not TRITON:
+        return "needs the package triton, which torch's CUDA builds bring along"
+    if dtype == torch.float64:
+        return "does not cover float64"
+    if device.type != "cuda" and not (device.type == "cpu" and TRITON_INTERPRETED):
+        return f"needs tensors on a GPU, got {device} (for tests, TRITON_INTERPRET=1 runs it on CPUs)"
+    return None
+
+
+def block_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Whose kernels work on blocks of this device, of inputs and products no wider than this dtype.
+
+    A ValueError where a backend is named that cannot.
+    """
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and triton_gap(device, dtype) is None else "torch"
+    gap = triton_gap(device, dtype) if backend == "triton" else None
+    if backend == "cuda":
+        gap = "is not available in this build"
+    if gap:
+        raise ValueError(f"backend={backend!r} {gap}; use backend='auto' or 'torch'")
+    return "torch" if backend == "cpu" else backend
+
+
+def block_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> blocks.Kernels:
+    """The kernels of `block_backend`, imported when they are first used: Triton's package is optional."""
+    name = block_backend(backend, device, dtype)
+    return cast("blocks.Kernels", importlib.import_module(f"hybridfast.{name}_kernels"))
 
 
 def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
+    compute_dtype = problem.compute_dtype or problem.queries.dtype
+    widest = torch.promote_types(problem.queries.dtype, compute_dtype)
+    kernels = block_kernels(problem.backend, problem.queries.device, widest)
     with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
         return blocks.info_nce(
-            block_kernels(problem.queries.device),
+            kernels,
             problem.queries,
             problem.passages,
             problem.temperature,
@@ -181,7 +218,7 @@ def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
             in_batch=problem.in_batch,
             margin=problem.margin,
             normalize=problem.normalize,
-            compute_dtype=problem.compute_dtype or problem.queries.dtype,
+            compute_dtype=compute_dtype,
             weights=weights,
             needs=(problem.needs[0], problem.needs[1]),
         )
@@ -211,7 +248,7 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
         problem = problem._replace(needs=[False] * 3)
     shape = (len(problem.queries),) if reduction == "none" else ()
     loss = problem.queries.new_empty(shape, dtype=_wide(problem.queries))
-    return loss, *_fake_gradients(problem), torch.empty(2, dtype=torch.float64, device="cpu")
+    return loss, *_fake_gradients(problem), problem.queries.new_empty(2, dtype=torch.float64)
 
 
 @torch.library.impl("hybridfast::info_nce_gradients", "CompositeExplicitAutograd")

@@ -107,7 +107,7 @@ def gradients(
             negative = negative + column_weights_N * _share(chunk.logits, column_sums_N)
         gradient = torch.where(chunk.negative, negative, 0.0)
         gradient = torch.where(chunk.positive, -weights_Q[chunk.rows, None] * off, gradient)
-        grad_t -= (torch.where(chunk.positive, chunk.wanted, chunk.logits) * gradient).sum()
+        grad_t -= (chunk.logits * gradient).sum()
         gradient = (gradient / block.temperature).to(block.queries.dtype).to(passages.dtype)
         if grad_q is not None:
             grad_q[chunk.rows] = gradient @ passages

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: progress bars would fill a failure's report
+# Before triton is imported: its kernels run on the CPU. With 0, those of test_triton_kernels.py run on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,11 @@ BAD = [
     ),
     ("reduction must be one of 'mean', 'sum', 'none', got 'max'", {"reduction": "max"}),
     ("backend must be one of", {"backend": "tpu"}),
-    ("backend='triton' is not available", {"backend": "triton"}),
+    (
+        "backend='triton' does not cover float64",
+        {"backend": "triton", "queries": Q.double(), "passages": P.double()},
+    ),
+    ("backend='triton' does not cover float64", {"backend": "triton", "compute_dtype": torch.float64}),
     ("backend='cuda' is not available", {"backend": "cuda"}),
     ("margin must be finite, got inf", {"margin": math.inf}),
     ("grad_tolerance must be in [0, 1), got 1.0", {"grad_tolerance": 1.0}),

@@ -1,0 +1,216 @@
+"""What the GPU backends of InfoNCE share: the costs of targets, and gradients a chunk of queries at a time.
+
+Nothing here waits for the device, and only sizes decide what is launched: calls repeat to the bit, and can be
+captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hybridfast.blocks import Block
+
+# Bytes of d(objective)/d(product) and of temporaries held at once. More means fewer, larger matrix products.
+WORKSPACE = 512 << 20
+WHOLE_TILES = 128  # rows of a chunk are a multiple of this, where the workspace holds as many
+PRODUCTS_WIDEN = hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8: half factors, float32 result
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor]
+
+
+class FormWeights(Protocol):
+    """Fills out_RN (contiguous, in the dtype of the products) for some of the block's queries.
+
+    It gets d(objective)/d(product) = d(objective)/d(logit) / temperature, where `blocks.Kernels.gradients`
+    defines the latter, and zero for pairs that are neither positive nor negative. All else is of the whole
+    block, not of these queries.
+    """
+
+    def __call__(
+        self,
+        block: Block,
+        rows: slice,
+        row_sums_Q: Tensor,
+        row_weights_Q: Tensor,
+        column_sums_N: Tensor | None,
+        column_weights_N: Tensor | None,
+        weights_Q: Tensor,
+        out_RN: Tensor,
+    ) -> None: ...
+
+
+def target_costs(
+    block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`blocks.Kernels.positive_costs` where each query's positive is its target.
+
+    Targets on a GPU are not checked: one that is no row of the passages, nor -1, costs NaN.
+    """
+    wanted_Q = _target_logits(block)
+    costs_Q, row_weights_Q = _cost(row_sums_Q, wanted_Q, weights_Q)
+    if column_sums_N is None:
+        return costs_Q, row_weights_Q, None
+    targets_Q = _within(block.targets, len(block.passages))
+    column_costs_Q, weights_at_Q = _cost(column_sums_N[targets_Q], wanted_Q, weights_Q)
+    # index_put_ sorts what it accumulates; index_add_ and scatter_add_ add in the order of the moment.
+    column_weights_N = torch.zeros_like(column_sums_N).index_put_((targets_Q,), weights_at_Q, accumulate=True)
+    return costs_Q + column_costs_Q, row_weights_Q, column_weights_N
+
+
+def target_weights(
+    block: Block, row_weights_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
+) -> Tensor:
+    """-d(objective)/d(logit) of each query's target, which is its only positive."""
+    if column_sums_N is None:
+        return row_weights_Q
+    at_Q = _within(block.targets, len(block.passages))
+    return row_weights_Q + _cost(column_sums_N[at_Q], _target_logits(block), weights_Q)[1]
+
+
+def _within(targets: Tensor, count: int) -> Tensor:
+    return targets.clamp(0, count - 1)
+
+
+def _target_logits(block: Block) -> Tensor:
+    """(<query, target> - margin) / temperature; infinity where the target is elsewhere, NaN where nowhere."""
+    count, dim = block.passages.shape
+    targets_Q = _within(block.targets, count)
+    products_Q = block.temperature.new_empty(len(targets_Q))
+    for rows in _slices(len(targets_Q), 3 * dim * products_Q.element_size()):
+        products = block.queries[rows].to(products_Q.dtype) * block.passages[targets_Q[rows]]
+        products_Q[rows] = products.sum(dim=1)
+    logits_Q = (products_Q - block.margin) * (1 / block.temperature)  # as the kernels round it
+    nowhere_Q = (block.targets < -1) | (block.targets >= count)
+    return logits_Q.masked_fill(block.targets == -1, torch.inf).masked_fill(nowhere_Q, torch.nan)
+
+
+def _cost(sums_Q: Tensor, wanted_Q: Tensor, weights_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """log(1 + e^(sum - logit)), and its derivative by the sum, times the weights; 0 for an infinite logit."""
+    off_Q = (sums_Q - wanted_Q).masked_fill(wanted_Q == torch.inf, -torch.inf)
+    return torch.logaddexp(torch.zeros_like(off_Q), off_Q), weights_Q * torch.sigmoid(off_Q)
+
+
+def gradients(
+    form_weights: FormWeights,
+    block: Block,
+    row_sums_Q: Tensor,
+    row_weights_Q: Tensor,
+    column_sums_N: Tensor | None,
+    column_weights_N: Tensor | None,
+    weights_Q: Tensor,
+    needs: tuple[bool, bool],
+) -> Gradients:
+    """`blocks.Kernels.gradients` out of weights that a kernel forms and torch's matrix products."""
+    return in_range_of_half(
+        partial(_by_chunks, form_weights),
+        block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs,
+    )  # fmt: skip
+
+
+def _by_chunks(
+    form_weights: FormWeights,
+    block: Block,
+    row_sums_Q: Tensor,
+    row_weights_Q: Tensor,
+    column_sums_N: Tensor | None,
+    column_weights_N: Tensor | None,
+    weights_Q: Tensor,
+    needs: tuple[bool, bool],
+) -> Gradients:
+    queries, passages = block.queries, block.passages
+    (count, dim), sums = queries.shape, block.temperature.dtype
+    grad_q = queries.new_empty((count, dim), dtype=sums) if needs[0] else None
+    grad_p = passages.new_zeros(passages.shape, dtype=sums) if needs[1] else None
+    grad_t = torch.zeros_like(block.temperature)
+    workspace: Tensor | None = None
+    for rows in _slices(count, len(passages) * queries.element_size() + 2 * dim * grad_t.element_size()):
+        if workspace is None:  # the first chunk is the largest
+            workspace = queries.new_empty((rows.stop, len(passages)))
+        weights_RN = workspace[: rows.stop - rows.start]
+        form_weights(
+            block, rows, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, weights_RN
+        )
+        if grad_q is not None or grad_p is None:  # the temperature's comes with them
+            part = _product(weights_RN, passages)
+            grad_t += through_temperature(block, part, queries[rows])
+            if grad_q is not None:
+                grad_q[rows] = part
+        if grad_p is not None:
+            _add_product(grad_p, weights_RN.T, queries[rows])
+    if grad_q is None and grad_p is not None:
+        grad_t += through_temperature(block, grad_p, passages)
+    return grad_q, grad_p, grad_t
+
+
+def through_temperature(block: Block, grads: Tensor, rows: Tensor) -> Tensor:
+    """The gradient of the temperature, from that of some queries against all passages, or the converse.
+
+    The sum of d(objective)/d(logit) * logit over their pairs is that of <row, its gradient>.
+    """
+    total = torch.zeros_like(block.temperature)
+    for part in _slices(len(rows), rows.shape[1] * grads.element_size()):
+        total -= (grads[part] * rows[part]).sum()
+    return total / block.temperature
+
+
+def in_range_of_half(
+    compute: Callable[..., Gradients],
+    block: Block,
+    row_sums_Q: Tensor,
+    row_weights_Q: Tensor,
+    column_sums_N: Tensor | None,
+    column_weights_N: Tensor | None,
+    weights_Q: Tensor,
+    needs: tuple[bool, bool],
+) -> Gradients:
+    """Gradients as `compute` forms them; for float16, whose range ends at 6e-8, from larger weights.
+
+    Their power of two brings the largest, over the temperature, near 2^12: a pair has at most three of them.
+    """
+    if block.queries.dtype != torch.float16:
+        return compute(block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs)
+    given = [weights for weights in (row_weights_Q, column_weights_N, weights_Q) if weights is not None]
+    largest = torch.stack([weights.nan_to_num().abs().amax() for weights in given]).amax()
+    scale = torch.exp2(12 - (largest / block.temperature).clamp(2.0**-100, 2.0**100).log2().ceil())
+    columns = None if column_weights_N is None else column_weights_N * scale
+    grads = compute(
+        block, row_sums_Q, row_weights_Q * scale, column_sums_N, columns, weights_Q * scale, needs
+    )
+    grad_q, grad_p = (None if grad is None else grad.div_(scale) for grad in grads[:2])
+    return grad_q, grad_p, grads[2] / scale
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b with a float32 result, whatever the dtype of the factors."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type == "cpu" or not PRODUCTS_WIDEN:
+        return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, summed in float32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+        return
+    try:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):  # some releases of torch want `total` in the dtype of the factors
+        total += _product(a, b)
+
+
+def _slices(count: int, row_bytes: int) -> Iterator[slice]:
+    """So many rows in chunks of nearly one size, each within the workspace."""
+    most = max(1, WORKSPACE // row_bytes)
+    if most > WHOLE_TILES:
+        most -= most % WHOLE_TILES
+    even = -(-count // -(-count // most))
+    size = min(most, -(-even // WHOLE_TILES) * WHOLE_TILES)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
