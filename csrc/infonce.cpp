@@ -4,12 +4,11 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <numeric>
-#include <span>
 #include <utility>
 #include <vector>
 
+#include "positives.h"
 #include "simd/level.h"
 #include "threads.h"
 #include "workspace.h"
@@ -27,22 +26,14 @@ constexpr std::size_t kMostQueries = 512;             // in a block: their weigh
 constexpr double kSparseShare = 0.2;
 constexpr std::size_t kDepthBlock = 480;  // passages per step of the query gradients' sum
 
-// Floats to be written before they are read: a vector would clear them.
-class Scratch {
- public:
-  Scratch() = default;
-  explicit Scratch(std::size_t count) { reset(count); }
-  void reset(std::size_t count) { floats_.reset(new float[count]); }
-  float* data() { return floats_.get(); }
-  float& operator[](std::size_t i) { return floats_[i]; }
-  const float& operator[](std::size_t i) const { return floats_[i]; }
-
- private:
-  std::unique_ptr<float[]> floats_;
-};
-
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
+}
+
+// Passages in a chunk: enough for a kernel's sums to be long, few enough for every thread to get several.
+constexpr std::size_t chunk_of(std::size_t passages) {
+  if (passages < 2048) return 48;
+  return passages < 8192 ? 96 : 240;
 }
 
 double softplus(double x) {
@@ -51,74 +42,6 @@ double softplus(double x) {
 double sigmoid(double x) {
   return 1 / (1 + std::exp(-x));
 }
-
-// The passages that are positives of each query, ascending, and the pairs that these make: by query, and by
-// chunk of passages.
-class Positives {
- public:
-  struct Pair {
-    std::uint32_t index;  // by query and then by passage
-    std::uint32_t query;
-    std::uint32_t passage;
-  };
-
-  Positives(const InfoNceProblem& problem, std::size_t chunk)
-      : problem_(problem), first_pair_(problem.queries + 1) {
-    if (problem.group_positives) {
-      const std::int32_t* groups = problem.passage_groups;
-      std::int32_t last = *std::max_element(groups, groups + problem.passages);
-      last = std::max(last, *std::max_element(problem.query_groups, problem.query_groups + problem.queries));
-      group_start_.resize(static_cast<std::size_t>(last) + 2);
-      for (std::size_t j = 0; j < problem.passages; ++j) ++group_start_[groups[j] + 1];
-      for (std::size_t g = 1; g < group_start_.size(); ++g) group_start_[g] += group_start_[g - 1];
-      members_.resize(problem.passages);
-      std::vector<std::size_t> next(group_start_);
-      for (std::size_t j = 0; j < problem.passages; ++j)
-        members_[next[groups[j]]++] = static_cast<std::int64_t>(j);
-    }
-    chunk_start_.resize(blocks_of(problem.passages, chunk) + 1);
-    for (std::size_t i = 0; i < problem.queries; ++i) {
-      const auto passages = of(i);
-      first_pair_[i + 1] = first_pair_[i] + passages.size();
-      for (const std::int64_t j : passages) ++chunk_start_[static_cast<std::size_t>(j) / chunk + 1];
-    }
-    for (std::size_t c = 1; c < chunk_start_.size(); ++c) chunk_start_[c] += chunk_start_[c - 1];
-    by_chunk_.resize(pairs());
-    std::vector<std::size_t> next(chunk_start_);
-    std::uint32_t index = 0;
-    for (std::size_t i = 0; i < problem.queries; ++i)
-      for (const std::int64_t j : of(i)) {
-        const auto passage = static_cast<std::uint32_t>(j);
-        by_chunk_[next[passage / chunk]++] = {index++, static_cast<std::uint32_t>(i), passage};
-      }
-  }
-
-  std::span<const std::int64_t> of(std::size_t query) const {
-    if (!problem_.group_positives) return {problem_.targets + query, 1};
-    const std::int32_t group = problem_.query_groups[query];
-    return {members_.data() + group_start_[group], members_.data() + group_start_[group + 1]};
-  }
-
-  std::size_t first_pair(std::size_t query) const { return first_pair_[query]; }
-  std::size_t pairs() const { return first_pair_.back(); }
-
-  // The pairs of queries [first, last) with a chunk's passages.
-  std::span<const Pair> among(std::size_t first, std::size_t last, std::size_t chunk) const {
-    const Pair* begin = by_chunk_.data() + chunk_start_[chunk];
-    const Pair* end = by_chunk_.data() + chunk_start_[chunk + 1];
-    const auto before = [](const Pair& pair, std::size_t query) { return pair.query < query; };
-    begin = std::lower_bound(begin, end, first, before);
-    return {begin, std::lower_bound(begin, end, last, before)};
-  }
-
- private:
-  const InfoNceProblem& problem_;
-  std::vector<std::size_t> group_start_;  // members_[group_start_[g] .. group_start_[g + 1]) are of group g
-  std::vector<std::int64_t> members_;
-  std::vector<std::size_t> first_pair_;
-  std::vector<std::size_t> chunk_start_;
-  std::vector<Pair> by_chunk_;  // ascending by query within a chunk
-};
 
 // With n the log-sum-exp of a query's negatives and t the logit of a positive, that pair costs log(1 + exp(n
 // - t)). Its gradient is sigmoid(n - t), taken from t and shared out among the negatives in proportion to
@@ -140,9 +63,7 @@ class InfoNce {
         multiply_(pairs_ ? kernels_.multiply_pairs : kernels_.multiply),
         units_(pairs_ ? blocks_of(problem.dim, 2) : problem.dim),
         score_stride_(blocks_of(units_, 16) * 16 + 16),
-        chunk_(problem.passages < 2048   ? 48
-               : problem.passages < 8192 ? 96
-                                         : 240),
+        chunk_(chunk_of(problem.passages)),
         chunks_(blocks_of(problem.passages, chunk_)),
         dim_panels_(blocks_of(problem.dim, lanes_)),
         positives_(problem, chunk_),

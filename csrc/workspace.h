@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 
 namespace hybridfast {
 
@@ -28,6 +29,20 @@ class Workspace {
   struct Block;
   Block* block_ = nullptr;
   std::size_t taken_ = 0;
+};
+
+// The same for a part of an op that works in little: a vector would clear its floats.
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(std::size_t count) { reset(count); }
+  void reset(std::size_t count) { floats_.reset(new float[count]); }
+  float* data() { return floats_.get(); }
+  float& operator[](std::size_t i) { return floats_[i]; }
+  const float& operator[](std::size_t i) const { return floats_[i]; }
+
+ private:
+  std::unique_ptr<float[]> floats_;
 };
 
 }  // namespace hybridfast
