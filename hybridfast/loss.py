@@ -64,11 +64,13 @@ def info_nce(
         reduction: "mean", "sum", or "none" for one loss per query.
         grad_tolerance: share of the softmax mass of each query's negatives that its gradient may leave out,
             where that is faster; 1e-3 suits trained embeddings at temperatures up to 0.03. The loss is exact.
-            Both directions, and backends other than the CPU's, leave nothing out.
+            Both directions, and backends other than "cpu", leave nothing out.
         compute_dtype: dtype in which factors of the products are rounded; sums are float32 or better. By
             default the inputs', or autocast's where it is on.
         deterministic: the same bits on every call. The backends so far always are.
-        backend: "auto", "cpu", "triton", "cuda", or "torch", which covers every device and option.
+        backend: "auto" takes the native kernels on CPUs, on GPUs Triton's where it is installed, and "torch",
+            which covers every device and option, for the rest; "cpu", "triton" and "torch" name one. "cuda"
+            is refused until there is one.
         return_stats: also return what the gradients left out.
 
     Returns:
