@@ -88,7 +88,7 @@ class Pipeline {
   Ring<Batch> ring_;
   Signal published_, taken_;
   std::atomic<std::uint64_t> drawn_{0};    // tickets given out
-  std::atomic<std::int64_t> build_ns_{0};  // usual building time
+  std::atomic<std::int64_t> build_ns_{0};  // usual building time, of a core
   std::atomic<bool> closed_{false};
   std::uint64_t ticket_ = 0;  // the consumer's next
   int spins_ = 64;            // the consumer's budget before it sleeps
