@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hybridfast.ops import TRITON
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
@@ -103,11 +105,19 @@ def embed(model: SentenceTransformer, *batches: Features) -> list[torch.Tensor]:
 def encode(
     model: SentenceTransformer, queries: list[str], passages: list[str], *, batch_size: int, progress: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32 on the CPU."""
+    """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32.
+
+    They stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
+    """
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "show_progress_bar": progress,
         "convert_to_tensor": True,
     }
-    query_embeddings = model.encode_query(queries, **settings).float().cpu()
-    return query_embeddings, model.encode_document(passages, **settings).float().cpu()
+    embeddings = [
+        model.encode_query(queries, **settings).float(),
+        model.encode_document(passages, **settings).float(),
+    ]
+    if not (TRITON and all(rows.device.type == "cuda" for rows in embeddings)):
+        embeddings = [rows.cpu() for rows in embeddings]
+    return embeddings[0], embeddings[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hybridfast import _core
+from hybridfast.ops import TRITON
 
 __all__ = ["TIES", "RankCounts", "gold_ranks", "rank_counts"]
 
@@ -74,10 +76,11 @@ def gold_ranks(
 ) -> NDArray[np.float64]:
     """Rank, over the whole pool, of every passage relevant to each query; scores are inner products.
 
-    `queries` (Q, D) and `passages` (N, D) are float32, float16 or bfloat16 CPU tensors or NumPy arrays;
-    products and sums are float32. Query q's golds are ``gold_indices[gold_indptr[q]:gold_indptr[q + 1]]``,
-    distinct rows of `passages`; it may have none. `pool` is a (N,) bool mask or an integer array holding a
-    set of rows, None for all of them. Returns (G,) float64 ranks from 1, aligned with `gold_indices`.
+    `queries` (Q, D) and `passages` (N, D) are float32, float16 or bfloat16 NumPy arrays or tensors, on the
+    CPU or both on one GPU; products and sums are float32. Query q's golds are
+    ``gold_indices[gold_indptr[q]:gold_indptr[q + 1]]``, distinct rows of `passages`; it may have none. `pool`
+    is a (N,) bool mask or an integer array holding a set of rows, None for all of them. Returns (G,) float64
+    ranks from 1, aligned with `gold_indices`.
 
     A rank is 1 + the number of pool passages that score higher + what `ties` says of the other pool passages
     whose float32 score equals the gold's, as that of an equal passage always does:
@@ -89,10 +92,10 @@ def gold_ranks(
 
     Golds of one query that tie with each other share their mean rank, except under "trec".
 
-    Workspace is some 20 MB and 12 bytes per gold and 8 per passage, whatever Q x N. The result depends
-    neither on `threads` (default: torch's) nor on the order of the passages ("trec" excepted). Raises
-    ValueError for bad shapes, types and rows, for golds outside the pool, and for embeddings that are not
-    finite or so large that scores overflow.
+    Workspace is some 20 MB (on a GPU 64) and 12 bytes per gold and 8 per passage, whatever Q x N. The result
+    depends neither on `threads` (of the CPU, default: torch's) nor on the order of the passages ("trec"
+    excepted). Raises ValueError for bad shapes, types, devices and rows, for golds outside the pool, and for
+    embeddings that are not finite or so large that scores overflow.
     """
     _check_ties(ties)
     if pool is None:
@@ -117,6 +120,7 @@ def rank_counts(
     in no pool; None for a single group. The other arguments and the errors are those of :func:`gold_ranks`.
     """
     query_array, passage_array = _embeddings(queries, "queries"), _embeddings(passages, "passages")
+    kernels = _kernels(query_array, passage_array)
     if query_array.shape[1] != passage_array.shape[1]:
         raise ValueError(
             f"queries and passages must be equally wide, got {query_array.shape} and {passage_array.shape}"
@@ -133,12 +137,15 @@ def rank_counts(
         threads = torch.get_num_threads()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _check_scores_finite(query_array, passage_array)
+    _check_scores_finite(kernels, query_array, passage_array)
 
     by_group = np.argsort(groups_N, kind="stable")
     starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
     pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
-    counts = _core.rank_counts(query_array, passage_array, pool_starts, pool_rows, indptr, indices_G, threads)
+    of_the_cpu = {"threads": threads} if kernels is _core else {}
+    counts = kernels.rank_counts(
+        query_array, passage_array, pool_starts, pool_rows, indptr, indices_G, **of_the_cpu
+    )
     return RankCounts(indptr, groups_N[indices_G], *counts)
 
 
@@ -147,24 +154,39 @@ def _check_ties(ties: str) -> None:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
 
 
-def _embeddings(values: ArrayLike | torch.Tensor, name: str) -> NDArray[Any]:
-    """As a C-contiguous matrix of float32, float16 or the int16 bits of bfloat16; copied only if it must
-    be.
+def _embeddings(values: ArrayLike | torch.Tensor, name: str) -> NDArray[Any] | torch.Tensor:
+    """Those of the CPU as a C-contiguous matrix of float32, float16 or the int16 bits of bfloat16; copied
+    only if they must be. Those of a GPU as they are.
     """
-    if isinstance(values, torch.Tensor):
-        if values.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU, got a tensor on {values.device}")
-        dtype = str(values.dtype).removeprefix("torch.")
-        values = values.detach()
-        array = values.view(torch.int16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
-    else:
-        array = np.asarray(values)
-        dtype = str(array.dtype)
+    array = values.detach() if isinstance(values, torch.Tensor) else np.asarray(values)
+    dtype = str(array.dtype).removeprefix("torch.")
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"{name} must be float32, float16 or bfloat16, got {dtype}")
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name} must be (rows, D) with D >= 1, got {array.shape}")
+        raise ValueError(f"{name} must be (rows, D) with D >= 1, got {tuple(array.shape)}")
+    if isinstance(array, torch.Tensor):
+        if array.device.type == "cuda":
+            return array
+        if array.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU or a GPU, got a tensor on {array.device}")
+        array = (array.view(torch.int16) if array.dtype == torch.bfloat16 else array).numpy()
     return np.require(array, requirements=["C", "A"])
+
+
+def _kernels(queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor) -> Any:
+    """The module whose `largest_norm` and `rank_counts` work where these embeddings are."""
+    devices = [x.device if isinstance(x, torch.Tensor) else torch.device("cpu") for x in (queries, passages)]
+    if devices[0] != devices[1]:
+        raise ValueError(f"queries and passages must be on one device, got {devices[0]} and {devices[1]}")
+    if devices[0].type == "cpu":
+        return _core
+    if queries.dtype != passages.dtype:
+        raise ValueError(
+            f"queries and passages on a GPU must be of one dtype, got {queries.dtype} and {passages.dtype}"
+        )
+    if not TRITON:
+        raise ValueError("queries on a GPU need the package triton; move them to the CPU")
+    return importlib.import_module("hybridfast.triton_ranks")
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
@@ -233,11 +255,13 @@ def _pool_mask(pool: ArrayLike, passages: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _check_scores_finite(queries: NDArray[Any], passages: NDArray[Any]) -> None:
+def _check_scores_finite(
+    kernels: Any, queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor
+) -> None:
     """By Cauchy and Schwarz no partial sum of an inner product exceeds the product of the norms."""
     norms = []
     for name, array in (("queries", queries), ("passages", passages)):
-        row, norm = _core.largest_norm(array)
+        row, norm = kernels.largest_norm(array)
         if not np.isfinite(norm):
             raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
         norms.append((name, row, norm))

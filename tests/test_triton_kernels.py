@@ -285,15 +285,17 @@ def test_repeats_to_the_bit_on_a_gpu():
 
 COMPILE = """
 import sys
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hybridfast import triton_kernels
+from hybridfast import triton_kernels, triton_ranks
 from hybridfast.blocks import Block
 
 capability, shared_memory = int(sys.argv[1]), int(sys.argv[2])
-POINTERS = {torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8"}
+POINTERS = {torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
+            torch.uint8: "*u8"}
 
 class Ahead:
     def __init__(self, kernel):
@@ -325,6 +327,12 @@ class Ahead:
 
 for name in ("_sums_kernel", "_group_costs_kernel", "_weights_kernel", "_gradient_kernel"):
     setattr(triton_kernels, name, Ahead(getattr(triton_kernels, name)))
+for name in ("_gold_scores_kernel", "_count_kernel"):
+    setattr(triton_ranks, name, Ahead(getattr(triton_ranks, name)))
+golds = np.array([0, 2, 2, 3]), np.array([4, 0, 1])
+for dtype in (torch.float16, torch.float32):
+    rows = [torch.zeros(count, 40, dtype=dtype) for count in (3, 5)]
+    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds)
 if capability == 90:
     triton_kernels.HALF = triton_kernels.HOPPER_HALF
 for queries, passages, dim, dtype, groups, by_group in (
