@@ -33,6 +33,7 @@ def small_tiles(monkeypatch):
     for name in ("HOPPER_HALF", "HALF", "TF32", "FLOAT32", "SMALL_HALF"):
         monkeypatch.setattr(triton_kernels, name, tiles)
     monkeypatch.setattr(triton_kernels, "PROGRAMS", 4)
+    monkeypatch.setattr(triton_kernels, "LEAST_SPLITS", 2)
     monkeypatch.setattr(triton_kernels, "COLUMN_PARTS", 2 * 101 * 4)
     monkeypatch.setattr(gpu, "WORKSPACE", 1 << 14)
 
