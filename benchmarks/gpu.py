@@ -1,14 +1,16 @@
-"""info_nce on one NVIDIA GPU against what people use there, from ready bfloat16 embeddings.
+"""info_nce and gold_ranks on one NVIDIA GPU against what people use there, from ready embeddings.
 
     python benchmarks/gpu.py                      # builds, checks, times; writes benchmarks/results/gpu.md
     python benchmarks/gpu.py --rows 65536 --dims 768 --seconds 120
     TRITON_INTERPRET=1 python benchmarks/gpu.py --device cpu --no-build   # rehearses the script on tiny sizes
 
-Everyone's loss and gradients are held against float64 first: our error must not exceed that of eager torch
-in the same dtype, and others' not 1e-2 more than four times that. Contenders take turns and a cell is the
-median of CUDA events. Beside them stand the bare matrix products of the same shapes: one for a loss; three
-for one with gradients, or four in both directions. Memory is what a step takes beyond inputs and gradients.
-The table is written after every row.
+The loss works on bfloat16. Everyone's loss and gradients are held against float64 first: our error must not
+exceed that of eager torch in the same dtype, and others' not 1e-2 more than four times that. Contenders take
+turns and a cell is the median of CUDA events. Beside them stand the bare matrix products of the same shapes:
+one for a loss; three for one with gradients, or four in both directions. Memory is what a step takes beyond
+inputs and gradients.
+gold_ranks works on small integers, whose scores are exact: all ranks must be equal to the CPU's. The tables
+are written after every row.
 """
 
 from __future__ import annotations
@@ -189,6 +191,48 @@ def row(count: int, dim: int, both: bool, device: str, seconds: float) -> list[s
     return lines
 
 
+def sorted_ranks(queries: Tensor, passages: Tensor, golds_QK: Tensor) -> Tensor:
+    """Expected ranks (G,) by a product, a sort and two bisections, a chunk of queries at a time."""
+    ranks = []
+    for rows, golds in zip(queries.split(2048), golds_QK.split(2048), strict=True):
+        scores = rows @ passages.T
+        wanted = scores.gather(1, golds)
+        scores = scores.sort(dim=1).values
+        below = torch.searchsorted(scores, wanted)
+        above = torch.searchsorted(scores, wanted, right=True)
+        ranks.append(1 + len(passages) - (below + above + 1) / 2)
+    return torch.cat(ranks).flatten()
+
+
+def rank_rows(count: int, dim: int, golds: int, device: str, seconds: float) -> list[str]:
+    from hybridfast import gold_ranks
+
+    generator = torch.Generator().manual_seed(0)
+    queries, passages = (
+        torch.randint(-3, 4, (rows, dim), generator=generator).float() for rows in (count, count + 17)
+    )
+    golds_QK = torch.stack([torch.randperm(len(passages), generator=generator)[:golds] for _ in queries])
+    answers = (torch.arange(0, count * golds + 1, golds).numpy(), golds_QK.flatten().numpy())
+    on_device = (queries.to(device), passages.to(device))
+    halves = [rows.bfloat16() for rows in on_device]
+    there = golds_QK.to(device)
+    calls: dict[str, Callable[[], object]] = {
+        "gold_ranks": lambda: gold_ranks(*on_device, *answers),
+        "gold_ranks, bfloat16": lambda: gold_ranks(*halves, *answers),
+        "product, sort, bisect in torch": lambda: sorted_ranks(*on_device, there).cpu(),
+    }
+    if device != "cpu":
+        calls["gold_ranks on the CPU"] = lambda: gold_ranks(queries, passages, *answers)
+    wanted = torch.as_tensor(gold_ranks(queries, passages, *answers)).float()
+    for name, call in calls.items():
+        assert torch.equal(torch.as_tensor(call()).float(), wanted), f"{name} gives other ranks"
+    took = medians(calls, device, seconds)
+    return [
+        f"| {count:,} | {dim} | {golds} | {name} | {took[name]:.2f} | {took[name] / took['gold_ranks']:.2f} |"
+        for name in sorted(took, key=lambda name: took[name])
+    ]
+
+
 def check_tracing(device: str) -> str:
     """torch.compile in one graph, and on a GPU capture in a CUDA graph, give what a plain call gives."""
     from hybridfast import info_nce
@@ -271,14 +315,25 @@ def main() -> None:
     if not arguments.no_build:
         build()
     start = time.perf_counter()
-    lines = ["# info_nce on a GPU", "", machine(device), "", limits(device), "", check_tracing(device), ""]
+    each = 0.05 if device == "cpu" else 2.0
+    lines = ["# On a GPU", "", machine(device), "", limits(device), "", check_tracing(device), ""]
+    lines += [
+        "## gold_ranks",
+        "",
+        "Median milliseconds; float32 but where said, as many passages as queries and 17 more.",
+        "",
+        "| queries | D | golds of each | who | ms | x gold_ranks |",
+        "| ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for golds in (1, 11):
+        lines += rank_rows(70 if device == "cpu" else 13000, arguments.dims[0], golds, device, each)
+    lines += ["", "## info_nce", ""]
     lines += [
         "Median milliseconds; `of bare` is the ratio to the bare products of the same shapes.",
         "",
         "| rows | D | directions | what | who | ms | of bare | memory |",
         "| ---: | ---: | --- | --- | --- | ---: | ---: | ---: |",
     ]
-    each = 0.05 if device == "cpu" else 2.0
     for dim, (count, both) in itertools.product(
         arguments.dims, itertools.product(arguments.rows, (False, True))
     ):

@@ -30,3 +30,6 @@ def test_rehearsal_on_the_cpu(tmp_path):
                 "hybridfast triton", "hybridfast torch", "eager", "compiled",
             }  # fmt: skip
     assert ("one", "forward + backward", "torch loop") in timed
+    assert {("1", "gold_ranks"), ("11", "product, sort, bisect in torch")} <= {
+        (golds, who) for _, _, golds, who, *_ in rows
+    }
