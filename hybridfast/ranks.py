@@ -92,10 +92,10 @@ def gold_ranks(
 
     Golds of one query that tie with each other share their mean rank, except under "trec".
 
-    Workspace is some 20 MB (on a GPU 64) and 12 bytes per gold and 8 per passage, whatever Q x N. The result
-    depends neither on `threads` (of the CPU, default: torch's) nor on the order of the passages ("trec"
-    excepted). Raises ValueError for bad shapes, types, devices and rows, for golds outside the pool, and for
-    embeddings that are not finite or so large that scores overflow.
+    Workspace is some 20 MB and 12 bytes per gold and 8 per passage (on a GPU 64 MB, 32 and 8), whatever
+    Q x N. The result depends neither on `threads` (of the CPU, default: torch's) nor on the order of the
+    passages ("trec" excepted). Raises ValueError for bad shapes, types, devices and rows, for golds outside
+    the pool, and for embeddings that are not finite or so large that scores overflow.
     """
     _check_ties(ties)
     if pool is None:
@@ -123,7 +123,8 @@ def rank_counts(
     kernels = _kernels(query_array, passage_array)
     if query_array.shape[1] != passage_array.shape[1]:
         raise ValueError(
-            f"queries and passages must be equally wide, got {query_array.shape} and {passage_array.shape}"
+            "queries and passages must be equally wide, "
+            f"got {tuple(query_array.shape)} and {tuple(passage_array.shape)}"
         )
     rows = len(passage_array)
     if rows >= 2**31:
@@ -142,10 +143,8 @@ def rank_counts(
     by_group = np.argsort(groups_N, kind="stable")
     starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
     pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
-    of_the_cpu = {"threads": threads} if kernels is _core else {}
-    counts = kernels.rank_counts(
-        query_array, passage_array, pool_starts, pool_rows, indptr, indices_G, **of_the_cpu
-    )
+    problem = (query_array, passage_array, pool_starts, pool_rows, indptr, indices_G)
+    counts = kernels.rank_counts(*problem, threads) if kernels is _core else kernels.rank_counts(*problem)
     return RankCounts(indptr, groups_N[indices_G], *counts)
 
 

@@ -354,36 +354,47 @@ def _tiles(block: Block) -> Tiles:
     return HOPPER_HALF if hopper and not block.by_group else HALF  # by group, there is more to hold
 
 
-def _launch(
-    kernel: Any, programs: int, tiles: Tiles, block: Block, *arguments: Any, **constants: Any
-) -> None:
-    """Run a kernel whose first arguments are the block's, on the block's device."""
-    queries, passages = (_rows(rows) for rows in (block.queries, block.passages))
-    by_groups = block.query_groups is not None and block.passage_groups is not None
-    with torch.cuda.device_of(queries):
+def launch(kernel: Any, programs: int, tiles: Tiles, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel that works by tiles, on the device of its first argument, a tensor."""
+    with torch.cuda.device_of(arguments[0]):
         kernel[(programs,)](
-            queries,
-            passages,
-            1 / block.temperature,  # formed once: a rounding that differs between kernels would not cancel
-            block.targets.contiguous(),
-            block.query_groups.contiguous() if block.query_groups is not None and by_groups else None,
-            block.passage_groups.contiguous() if block.passage_groups is not None and by_groups else None,
-            None if block.excluded is None else block.excluded.contiguous().view(torch.uint8),
-            len(queries),
-            len(passages),
-            queries.shape[1],
-            queries.stride(0),
-            passages.stride(0),
             *arguments,
-            BY_GROUP=block.by_group,
             BLOCK_Q=tiles.queries,
             BLOCK_N=tiles.passages,
             BLOCK_D=tiles.dims,
-            PRECISION=_precision(),
             num_warps=tiles.warps,
             num_stages=tiles.stages,
             **constants,
         )
+
+
+def _launch(
+    kernel: Any, programs: int, tiles: Tiles, block: Block, *arguments: Any, **constants: Any
+) -> None:
+    """Run a kernel whose first arguments are the block's."""
+    queries, passages = (_rows(rows) for rows in (block.queries, block.passages))
+    by_groups = block.query_groups is not None and block.passage_groups is not None
+    launch(
+        kernel,
+        programs,
+        tiles,
+        queries,
+        passages,
+        1 / block.temperature,  # formed once: a rounding that differs between kernels would not cancel
+        block.targets.contiguous(),
+        block.query_groups.contiguous() if block.query_groups is not None and by_groups else None,
+        block.passage_groups.contiguous() if block.passage_groups is not None and by_groups else None,
+        None if block.excluded is None else block.excluded.contiguous().view(torch.uint8),
+        len(queries),
+        len(passages),
+        queries.shape[1],
+        queries.stride(0),
+        passages.stride(0),
+        *arguments,
+        BY_GROUP=block.by_group,
+        PRECISION=_precision(),
+        **constants,
+    )
 
 
 def _rows(rows: Tensor) -> Tensor:

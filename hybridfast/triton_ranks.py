@@ -9,8 +9,6 @@ do not depend on the order in which programs finish.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import triton
@@ -18,7 +16,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridfast.triton_kernels import FLOAT32, HALF, Tiles, _products, _rows
+from hybridfast.triton_kernels import FLOAT32, HALF, _products, _rows, launch
 
 Counts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
@@ -32,10 +30,11 @@ def largest_norm(embeddings: Tensor) -> tuple[int, float]:
     for start in range(0, len(embeddings), step):
         norms = torch.linalg.vector_norm(embeddings[start : start + step], dim=1, dtype=torch.float64)
         wrong = (~norms.isfinite()).nonzero()
-        row = int(wrong[0]) if len(wrong) else int(norms.argmax())
+        row = int(wrong[0] if len(wrong) else norms.argmax())
+        found = (start + row, float(norms[row]))
         if len(wrong):
-            return start + row, float(norms[row])
-        largest = max(largest, (start + row, float(norms[row])), key=lambda pair: pair[1])
+            return found
+        largest = max(largest, found, key=lambda pair: pair[1])
     return largest
 
 
@@ -115,7 +114,7 @@ def rank_counts(
         gold_queries = _on(device, np.repeat(np.arange(len(queries)), np.diff(gold_indptr)))
         scores = torch.empty(golds, device=device)
         embeddings = (queries.shape[1], queries.stride(0), passages.stride(0))
-        _launch(
+        launch(
             _gold_scores_kernel, triton.cdiv(golds, tiles.queries), tiles,
             queries, passages, gold_queries, rows, scores, golds, *embeddings,
         )  # fmt: skip
@@ -124,7 +123,7 @@ def rank_counts(
         group_T = np.repeat(np.arange(groups), tiles_L)
         place_T = np.arange(len(group_T)) - np.repeat(np.cumsum(tiles_L) - tiles_L, tiles_L)
         tile_table = (group_T, group_starts[group_T] + place_T * tiles.passages, group_starts[group_T + 1])
-        _launch(
+        launch(
             _count_kernel, triton.cdiv(len(queries), tiles.queries) * len(group_T), tiles,
             queries, passages, indptr, rows, scores, _on(device, group_rows),
             *(_on(device, column_T) for column_T in tile_table), *counts,
@@ -136,16 +135,3 @@ def rank_counts(
 
 def _on(device: torch.device, integers: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(integers)).to(device)
-
-
-def _launch(kernel: Any, programs: int, tiles: Tiles, queries: Tensor, *arguments: Any) -> None:
-    with torch.cuda.device_of(queries):
-        kernel[(programs,)](
-            queries,
-            *arguments,
-            BLOCK_Q=tiles.queries,
-            BLOCK_N=tiles.passages,
-            BLOCK_D=tiles.dims,
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-        )

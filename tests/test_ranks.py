@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import hybridfast
-from hybridfast import _core
+from hybridfast import _core, ranks
 from hybridfast.ranks import TIES, gold_ranks, rank_counts
 
 Problem = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
@@ -296,6 +296,35 @@ def test_bad_input_is_named(changes: dict[str, Any], message: str) -> None:
 def test_bad_groups_are_named(groups: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rank_counts(QUERIES, PASSAGES, [0, 1, 2], [0, 1], groups)
+
+
+@pytest.mark.parametrize(
+    ("there", "triton", "message"),
+    [
+        ((False, True), True, "queries and passages must be on one device, got cpu and meta"),
+        ((True, False), True, "queries and passages must be on one device, got meta and cpu"),
+        (
+            (torch.float32, torch.float16),
+            True,
+            r"must be of one dtype, got .*float32 and .*float16",
+        ),
+        ((True, True), False, "queries on a GPU need the package triton; move them to the CPU"),
+    ],
+)
+def test_embeddings_that_no_kernel_reads(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[Any, Any], triton: bool, message: str
+) -> None:
+    """Tensors without values stand in for those of a GPU."""
+    monkeypatch.setattr(ranks, "TRITON", triton)
+    monkeypatch.setattr(ranks, "_embeddings", lambda values, name: values)
+    queries, passages = (
+        torch.empty(2, 3, device="meta", dtype=on if isinstance(on, torch.dtype) else torch.float32)
+        if on
+        else QUERIES
+        for on in there
+    )
+    with pytest.raises(ValueError, match=message):
+        gold_ranks(queries, passages, [0, 1, 2], [0, 1])
 
 
 def test_unknown_tie_rule_of_counts() -> None:

