@@ -363,8 +363,7 @@ def _solve(
     ranks: _Ranks,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    widest = torch.promote_types(queries.dtype, problem.compute_dtype)
-    kernels = ops.block_kernels("auto", queries.device, widest)
+    kernels = ops.block_kernels("auto", queries.device, queries.dtype, problem.compute_dtype)
     unit_q, scale_q = unit_rows(queries, problem.normalize, problem.compute_dtype)
     unit_p, scale_p = unit_rows(passages, problem.normalize, problem.compute_dtype)
     sums = scale_q.dtype

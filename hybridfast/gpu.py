@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,12 @@ from hybridfast.blocks import Block
 
 # Bytes of d(objective)/d(product) and of temporaries held at once. More means fewer, larger matrix products.
 WORKSPACE = 512 << 20
+COLUMN_PARTS = 128 << 20  # bytes of what tiles of queries sum for each passage, before it is merged
+PROGRAMS = 1024  # enough to fill a GPU a few times over; the passages are split until there are so many
+# Programs of one time, next to each other, read again and again as many tiles of queries as their number over
+# the splits: at 132 programs of 256 x 768 half-precision values 52 MB with one split, more than an H100's
+# second-level cache holds, and 7 MB with eight.
+LEAST_SPLITS = 8
 WHOLE_TILES = 128  # rows of a chunk are a multiple of this, where the workspace holds as many
 PRODUCTS_WIDEN = hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8: half factors, float32 result
 
@@ -24,7 +30,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 class FormWeights(Protocol):
-    """Fills out_RN (contiguous, in the dtype of the products) for some of the block's queries.
+    """Fills out_RN (in the dtype of the products) for some of the block's queries.
+
+    Its rows begin at multiples of eight elements, and what lies between them may be overwritten.
 
     It gets d(objective)/d(product) = d(objective)/d(logit) / temperature, where `blocks.Kernels.gradients`
     defines the latter, and zero for pairs that are neither positive nor negative. All else is of the whole
@@ -42,6 +50,65 @@ class FormWeights(Protocol):
         weights_Q: Tensor,
         out_RN: Tensor,
     ) -> None: ...
+
+
+class Tile(NamedTuple):
+    """What a program works on at a time: queries, passages, and the column parts that its queries make."""
+
+    queries: int
+    passages: int
+    parts: int = 1
+
+
+class Band(NamedTuple):
+    """The queries first to last - 1, each tile of them with every split of the passages."""
+
+    first: int
+    last: int
+    splits: int
+    tiles_each: int
+
+    @classmethod
+    def of(cls, first: int, last: int, passages: int, tile: Tile) -> Band:
+        """So many splits that there is work for the whole GPU."""
+        row_tiles, column_tiles = -(-(last - first) // tile.queries), -(-passages // tile.passages)
+        tiles_each = -(-column_tiles // max(LEAST_SPLITS, -(-PROGRAMS // row_tiles)))
+        return cls(first, last, -(-column_tiles // tiles_each), tiles_each)
+
+
+def sweep(
+    run: Callable[[Band, Tensor, Tensor | None], None],
+    block: Block,
+    tile: Tile,
+    merge: Callable[[Tensor, int], Tensor],
+    *,
+    nothing: float,
+    outputs: int,
+    columns: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Run a kernel over tiles of queries by splits of the passages, and merge what it writes.
+
+    Row parts (outputs, splits, Q) and, with `columns`, column parts (parts, N) of a band of queries. The
+    latter are merged band after band, so that they stay within `COLUMN_PARTS`; `nothing` is that of no query.
+    """
+    count, width = len(block.queries), len(block.passages)
+    rows = max(1, count)
+    if columns:
+        tiles = COLUMN_PARTS // (tile.parts * width * block.temperature.element_size())
+        rows = min(rows, tile.queries * max(1, tiles))
+    bands = [Band.of(0, rows, width, tile)]  # as the first is split, so are the others
+    bands += [bands[0]._replace(first=at, last=min(at + rows, count)) for at in range(rows, count, rows)]
+    row_parts = block.temperature.new_empty((outputs, bands[0].splits, count))
+    column_parts = None
+    if columns:
+        parts = tile.parts * -(-rows // tile.queries)
+        column_parts = block.temperature.new_full((1 + parts, width), nothing)  # first, the bands before
+    for band in bands:
+        run(band, row_parts, None if column_parts is None else column_parts[1:])
+        if column_parts is not None:
+            parts = tile.parts * -(-(band.last - band.first) // tile.queries)
+            column_parts[0] = merge(column_parts[: 1 + parts], 0)
+    return merge(row_parts, 1), None if column_parts is None else column_parts[0].clone()
 
 
 def target_costs(
@@ -128,10 +195,11 @@ def _by_chunks(
     grad_p = passages.new_zeros(passages.shape, dtype=sums) if needs[1] else None
     grad_t = torch.zeros_like(block.temperature)
     workspace: Tensor | None = None
-    for rows in _slices(count, len(passages) * queries.element_size() + 2 * dim * grad_t.element_size()):
+    width = -(-len(passages) // 8) * 8
+    for rows in _slices(count, width * queries.element_size() + 2 * dim * grad_t.element_size()):
         if workspace is None:  # the first chunk is the largest
-            workspace = queries.new_empty((rows.stop, len(passages)))
-        weights_RN = workspace[: rows.stop - rows.start]
+            workspace = queries.new_empty((rows.stop, width))
+        weights_RN = workspace[: rows.stop - rows.start, : len(passages)]
         form_weights(
             block, rows, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, weights_RN
         )

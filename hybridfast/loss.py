@@ -70,7 +70,7 @@ def info_nce(
         deterministic: the same bits on every call. The backends so far always are.
         backend: "auto" takes the native kernels on CPUs, on GPUs Triton's where it is installed, and "torch",
             which covers every device and option, for the rest; "cpu", "triton" and "torch" name one. "cuda"
-            is refused until there is one.
+            names the CUDA C++ kernels, for bfloat16 and float16 products, of a build with HYBRIDFAST_CUDA=ON.
         return_stats: also return what the gradients left out.
 
     Returns:
@@ -150,8 +150,7 @@ def prepare(
         compute_dtype = torch.get_autocast_dtype(queries.device.type)
     if compute_dtype is not None and compute_dtype not in DTYPES:
         raise ValueError(f"compute_dtype must be one of {_names(DTYPES)}, got {compute_dtype}")
-    widest = torch.promote_types(queries.dtype, compute_dtype or queries.dtype)
-    ops.block_backend(backend, queries.device, widest)
+    ops.block_backend(backend, queries.device, queries.dtype, compute_dtype)
     if targets is None:
         if positives == "target" and len(queries) > len(passages):
             raise ValueError(

@@ -16,6 +16,7 @@ from hybridfast import _core, blocks
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
 TRITON = importlib.util.find_spec("triton") is not None
+CUDA = importlib.util.find_spec("hybridfast._cuda") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MOST_PAIRS = 1 << 20  # positive pairs that the native backend keeps: 16 MB
 # Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
@@ -179,31 +180,47 @@ def triton_gap(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def block_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Whose kernels work on blocks of this device, of inputs and products no wider than this dtype.
+def cuda_gap(device: torch.device, dtype: torch.dtype, compute_dtype: torch.dtype) -> str | None:
+    """Why the CUDA C++ kernels do not serve such tensors, in words; None when they do."""
+    if not CUDA:
+        return "was built without CUDA; set HYBRIDFAST_CUDA=ON"
+    if dtype == torch.float64:
+        return "does not cover float64"
+    if compute_dtype not in (torch.bfloat16, torch.float16):
+        return f"covers products of bfloat16 and float16, got {str(compute_dtype).removeprefix('torch.')}"
+    if device.type != "cuda":
+        return f"needs tensors on a GPU, got {device}"
+    return None
+
+
+def block_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, compute_dtype: torch.dtype | None
+) -> str:
+    """Whose kernels work on blocks of this device, of such inputs and products.
 
     A ValueError where a backend is named that cannot.
     """
+    compute_dtype = compute_dtype or dtype
+    triton = triton_gap(device, torch.promote_types(dtype, compute_dtype))
     if backend == "auto":
-        return "triton" if device.type == "cuda" and triton_gap(device, dtype) is None else "torch"
-    gap = triton_gap(device, dtype) if backend == "triton" else None
-    if backend == "cuda":
-        gap = "is not available in this build"
+        return "triton" if device.type == "cuda" and triton is None else "torch"
+    gap = {"triton": triton, "cuda": cuda_gap(device, dtype, compute_dtype)}.get(backend)
     if gap:
         raise ValueError(f"backend={backend!r} {gap}; use backend='auto' or 'torch'")
     return "torch" if backend == "cpu" else backend
 
 
-def block_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> blocks.Kernels:
-    """The kernels of `block_backend`, imported when they are first used: Triton's package is optional."""
-    name = block_backend(backend, device, dtype)
+def block_kernels(
+    backend: str, device: torch.device, dtype: torch.dtype, compute_dtype: torch.dtype | None = None
+) -> blocks.Kernels:
+    """The kernels of `block_backend`, imported when they are first used: not every build has them all."""
+    name = block_backend(backend, device, dtype, compute_dtype)
     return cast("blocks.Kernels", importlib.import_module(f"hybridfast.{name}_kernels"))
 
 
 def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
     compute_dtype = problem.compute_dtype or problem.queries.dtype
-    widest = torch.promote_types(problem.queries.dtype, compute_dtype)
-    kernels = block_kernels(problem.backend, problem.queries.device, widest)
+    kernels = block_kernels(problem.backend, problem.queries.device, problem.queries.dtype, compute_dtype)
     with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
         return blocks.info_nce(
             kernels,

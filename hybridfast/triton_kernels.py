@@ -44,12 +44,6 @@ HOPPER_HALF, HALF = Tiles(256, 128, 64, 8, 4), Tiles(128, 128, 32, 8, 3)
 TF32, FLOAT32 = Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 32, 4, 3)
 SMALL_DIM = 128  # up to here the gradients of half-precision products are formed on the chip
 SMALL_HALF = Tiles(128, 64, SMALL_DIM, 8, 2)
-PROGRAMS = 1024  # enough to fill a GPU a few times over; the passages are split until there are so many
-# Programs of one time, next to each other, read again and again as many tiles of queries as their number over
-# the splits: at 132 programs of 256 x 768 half-precision values 52 MB with one split, more than an H100's
-# second-level cache holds, and 7 MB with eight.
-LEAST_SPLITS = 8
-COLUMN_PARTS = 128 << 20  # bytes of what tiles of queries sum for each passage, before it is merged
 
 
 @triton.jit
@@ -108,7 +102,7 @@ def _finite(top):
 def _sums_kernel(
     queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
-    row_parts, column_parts, first_tile, splits, tiles_each,
+    row_parts, column_parts, first_row, splits, tiles_each,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -117,7 +111,7 @@ def _sums_kernel(
     One exp2 a logit serves both: 2^(s_ij - top_i) is summed over j, and times 2^(top_i - peak) over i.
     """
     tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    rows = (first_tile + tile) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    rows = first_row + tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_rows = tl.minimum(rows, Q - 1)
     target, group = _row_ids(targets, query_groups, at_rows, N)
     by_temperature = tl.load(inverse)
@@ -145,7 +139,7 @@ def _sums_kernel(
             if tl.min(tl.where(columns < N, sums, 1.0), 0) < FADED:
                 own = _finite(tl.max(products, 0))
                 part = own * by_temperature + tl.log(tl.sum(tl.exp2((products - own[None, :]) * scale), 0))
-            tl.store(column_parts + (tile + 1).to(tl.int64) * N + columns, part, mask=columns < N)
+            tl.store(column_parts + tile.to(tl.int64) * N + columns, part, mask=columns < N)
     tl.store(row_parts + split.to(tl.int64) * Q + rows, top * by_temperature + tl.log(total), mask=rows < Q)
 
 
@@ -167,13 +161,13 @@ def _group_costs_kernel(
     queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, column_sums, weights,
-    row_parts, column_parts, first_tile, splits, tiles_each,
+    row_parts, column_parts, first_row, splits, tiles_each,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the positives of a tile of queries cost and weigh in a split of the passages."""
     tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    rows = (first_tile + tile) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    rows = first_row + tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_rows = tl.minimum(rows, Q - 1)
     target, group = _row_ids(targets, query_groups, at_rows, N)
     row_sum = tl.load(row_sums + at_rows)
@@ -200,7 +194,7 @@ def _group_costs_kernel(
                 cost += tl.sum(tl.where(positive, _softplus(off), 0.0), 1)
                 column_weight = tl.sum(tl.where(positive, weight[:, None] * _sigmoid(off), 0.0), 0)
         if column_parts is not None:
-            tl.store(column_parts + (tile + 1).to(tl.int64) * N + columns, column_weight, mask=columns < N)
+            tl.store(column_parts + tile.to(tl.int64) * N + columns, column_weight, mask=columns < N)
     tl.store(row_parts + split.to(tl.int64) * Q + rows, cost, mask=rows < Q)
     tl.store(row_parts + (splits + split).to(tl.int64) * Q + rows, row_weight, mask=rows < Q)
 
@@ -251,7 +245,7 @@ def _weights_kernel(
     queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, row_weights, column_sums, column_weights, weights,
-    out, first_row, last_row,
+    out, out_stride, first_row, last_row,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -273,7 +267,7 @@ def _weights_kernel(
         inverse, targets, query_groups, passage_groups, excluded, Q, N,
         margin, row_sums, row_weights, column_sums, column_weights, weights, BY_GROUP,
     )  # fmt: skip
-    at_out = out + (rows - first_row).to(tl.int64)[:, None] * N + columns[None, :]
+    at_out = out + (rows - first_row).to(tl.int64)[:, None] * out_stride + columns[None, :]
     tl.store(
         at_out, formed.to(out.dtype.element_ty), mask=(rows < last_row)[:, None] & (columns < N)[None, :]
     )
@@ -413,28 +407,16 @@ def _sweep(
     columns: bool,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a kernel over tiles of queries by splits of the passages, and merge what it writes.
+    """`gpu.sweep` by a kernel that takes such arguments."""
+    tiles = _tiles(block)
 
-    By query (outputs, Q) and, with `columns`, by passage (N,). Those parts are merged band after band of
-    queries, so that they stay within `COLUMN_PARTS`.
-    """
-    tiles, sums = _tiles(block), block.temperature
-    count, width = len(block.queries), len(block.passages)
-    row_tiles, column_tiles = triton.cdiv(count, tiles.queries), triton.cdiv(width, tiles.passages)
-    band = row_tiles
-    if columns:
-        band = min(row_tiles, max(1, COLUMN_PARTS // (width * sums.element_size())))
-    tiles_each = triton.cdiv(column_tiles, max(LEAST_SPLITS, triton.cdiv(PROGRAMS, band)))
-    splits = triton.cdiv(column_tiles, tiles_each)
-    row_parts = sums.new_empty((outputs, splits, count))
-    column_parts = sums.new_full((band + 1, width), nothing) if columns else None  # first, the bands before
-    for first in range(0, row_tiles, band):
-        here = min(band, row_tiles - first)
-        parts = (row_parts, column_parts, first, splits, tiles_each)
-        _launch(kernel, here * splits, tiles, block, *arguments, *parts)
-        if column_parts is not None:
-            column_parts[0] = merge(column_parts[: here + 1], 0)
-    return merge(row_parts, 1), None if column_parts is None else column_parts[0].clone()
+    def run(band: gpu.Band, row_parts: Tensor, column_parts: Tensor | None) -> None:
+        programs = triton.cdiv(band.last - band.first, tiles.queries) * band.splits
+        parts = (row_parts, column_parts, band.first, band.splits, band.tiles_each)
+        _launch(kernel, programs, tiles, block, *arguments, *parts)
+
+    tile = gpu.Tile(tiles.queries, tiles.passages)
+    return gpu.sweep(run, block, tile, merge, nothing=nothing, outputs=outputs, columns=columns)
 
 
 def negative_sums(block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -486,7 +468,7 @@ def _form_weights(
     _launch(
         _weights_kernel, programs, tiles, block,
         block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
-        out_RN, rows.start, rows.stop,
+        out_RN, out_RN.stride(0), rows.start, rows.stop,
     )  # fmt: skip
 
 
@@ -503,7 +485,7 @@ def _small_gradients(
 
     def gradient(own: Tensor, own_tile: int, others: Tensor, other_tile: int) -> Tensor:
         own_tiles, other_tiles = triton.cdiv(len(own), own_tile), triton.cdiv(len(others), other_tile)
-        tiles_each = triton.cdiv(other_tiles, triton.cdiv(PROGRAMS, own_tiles))
+        tiles_each = triton.cdiv(other_tiles, triton.cdiv(gpu.PROGRAMS, own_tiles))
         splits = triton.cdiv(other_tiles, tiles_each)
         parts = row_sums_Q.new_empty((splits, *own.shape))
         _launch(

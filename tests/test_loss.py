@@ -50,7 +50,7 @@ BAD = [
         {"backend": "triton", "queries": Q.double(), "passages": P.double()},
     ),
     ("backend='triton' does not cover float64", {"backend": "triton", "compute_dtype": torch.float64}),
-    ("backend='cuda' is not available", {"backend": "cuda"}),
+    ("backend='cuda' ", {"backend": "cuda"}),
     ("margin must be finite, got inf", {"margin": math.inf}),
     ("grad_tolerance must be in [0, 1), got 1.0", {"grad_tolerance": 1.0}),
     ("compute_dtype must be one of torch.float32", {"compute_dtype": torch.int8}),

@@ -4,18 +4,18 @@ Where TRITON_INTERPRET=1 (tests/conftest.py) they run on the CPU; with TRITON_IN
 """
 
 import contextlib
-import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
+from kernel_checks import MASKS, check, doubled, poisoned, solve
+from kernel_checks import block as block_on
 from torch.utils._pytree import tree_leaves
 
 from hybridfast import gpu, info_nce, loss, ops, torch_kernels
-from hybridfast.blocks import Block
 
 triton_kernels = pytest.importorskip("hybridfast.triton_kernels", reason="needs the package triton")
 
@@ -24,6 +24,7 @@ if not (ops.TRITON_INTERPRETED or torch.cuda.is_available()):
 DEVICE = "cpu" if ops.TRITON_INTERPRETED else "cuda"
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+block = partial(block_on, device=DEVICE)
 
 
 @pytest.fixture
@@ -32,66 +33,10 @@ def small_tiles(monkeypatch):
     tiles = triton_kernels.Tiles(16, 32, 16, 4, 2)
     for name in ("HOPPER_HALF", "HALF", "TF32", "FLOAT32", "SMALL_HALF"):
         monkeypatch.setattr(triton_kernels, name, tiles)
-    monkeypatch.setattr(triton_kernels, "PROGRAMS", 4)
-    monkeypatch.setattr(triton_kernels, "LEAST_SPLITS", 2)
-    monkeypatch.setattr(triton_kernels, "COLUMN_PARTS", 2 * 101 * 4)
+    monkeypatch.setattr(gpu, "PROGRAMS", 4)
+    monkeypatch.setattr(gpu, "LEAST_SPLITS", 2)
+    monkeypatch.setattr(gpu, "COLUMN_PARTS", 2 * 101 * 4)
     monkeypatch.setattr(gpu, "WORKSPACE", 1 << 14)
-
-
-def block(queries, passages, dim, dtype=torch.float32, groups=False, by_group=False, excluded=False, seed=0):
-    """Unit rows, queries near their targets; some targets are elsewhere."""
-    generator = torch.Generator().manual_seed(seed)
-    p = torch.randn(passages, dim, generator=generator)
-    targets = torch.randint(-1, passages, (queries,), generator=generator)
-    q = p[targets] + torch.randn(queries, dim, generator=generator)
-    out = torch.rand(passages, generator=generator) < 0.3 if excluded else None
-    ids = (torch.arange(queries) % 11, torch.arange(passages) % 23) if groups else (None, None)
-    rows = (F.normalize(x).to(dtype) for x in (q, p))
-    return on_device(Block(*rows, torch.tensor(0.1), 0.05, targets, *ids, by_group, out))
-
-
-def on_device(block):
-    return Block(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in block))
-
-
-def doubled(block):
-    rows = (block.queries.double(), block.passages.double(), block.temperature.double())
-    return block._replace(queries=rows[0], passages=rows[1], temperature=rows[2])
-
-
-def solve(kernels, block, columns, needs=(True, True)):
-    """All that the kernels compute of a block, for given weights of the losses."""
-    generator = torch.Generator().manual_seed(3)
-    weights_Q = torch.rand(len(block.queries), generator=generator).to(block.temperature)
-    row_sums_Q, column_sums_N = kernels.negative_sums(block, columns)
-    costs_Q, row_weights_Q, column_weights_N = kernels.positive_costs(
-        block, row_sums_Q, column_sums_N, weights_Q
-    )
-    grads = kernels.gradients(
-        block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
-    )
-    return row_sums_Q, column_sums_N, costs_Q, row_weights_Q, column_weights_N, *grads
-
-
-def check(block, columns):
-    sums = solve(triton_kernels, block, columns)
-    exact = solve(torch_kernels, doubled(block), columns)
-    # Rows are exact in both: sums, costs and weights err as float32 does; gradients sum rounded weights.
-    tolerances = [2e-6] * 5 + [max(1e-5, 8 * torch.finfo(block.queries.dtype).eps)] * 3
-    for value, wanted, tolerance in zip(sums, exact, tolerances, strict=True):
-        assert (value is None) == (wanted is None)
-        if value is not None:
-            empty = wanted == -torch.inf
-            assert torch.equal(value == -torch.inf, empty)
-            value, wanted = value.masked_fill(empty, 0), wanted.masked_fill(empty, 0)
-            assert (value - wanted).norm() <= tolerance * wanted.norm()
-
-
-MASKS = [
-    {"groups": groups, "by_group": by_group, "excluded": excluded}
-    for groups, by_group, excluded in itertools.product((False, True), repeat=3)
-    if groups or not by_group
-]
 
 
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
@@ -101,7 +46,7 @@ MASKS = [
 @pytest.mark.usefixtures("small_tiles")
 def test_every_mask_and_dtype(dim, masks, dtype, columns):
     """Dimension 19 has its gradients formed on the chip where products are half precision, 131 by chunks."""
-    check(block(37, 101, dim, dtype, **masks), columns)
+    check(triton_kernels, block(37, 101, dim, dtype, **masks), columns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -110,32 +55,15 @@ def test_every_mask_and_dtype(dim, masks, dtype, columns):
 )
 def test_odd_shapes_in_whole_tiles(queries, passages, dim, dtype):
     """The tiles as they are: sizes at, below and above them."""
-    check(block(queries, passages, dim, dtype), True)
+    check(triton_kernels, block(queries, passages, dim, dtype), True)
 
 
 @pytest.mark.parametrize("dim", [19, 131])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.usefixtures("small_tiles")
 def test_nothing_is_read_around_a_view(dtype, dim):
-    """Rows, dimensions and ids lie in storage that is otherwise NaN, or ids of other rows."""
-
-    def within(rows):
-        poisoned = rows.new_full((len(rows) + 40, rows.shape[1] + 24), torch.nan)
-        poisoned[8:-32, 8:-16] = rows
-        return poisoned[8:-32, 8:-16]
-
-    def every_other(ids):
-        return torch.stack([ids, ids.flip(0)], dim=1)[:, 0]
-
     plain = block(37, 101, dim, dtype, groups=True, excluded=True)
-    odd = plain._replace(
-        queries=within(plain.queries),
-        passages=within(plain.passages.T).T,
-        targets=every_other(plain.targets),
-        query_groups=every_other(plain.query_groups),
-        passage_groups=every_other(plain.passage_groups),
-        excluded=every_other(plain.excluded),
-    )
+    odd = poisoned(plain)
     for got, wanted in zip(solve(triton_kernels, odd, True), solve(triton_kernels, plain, True), strict=True):
         torch.testing.assert_close(got, wanted)  # library products sum other layouts in another order
 

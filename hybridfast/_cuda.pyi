@@ -1,0 +1,46 @@
+"""Tensors are passed as their addresses on the current device, 0 for none, and streams as their handles."""
+
+class Block:
+    """`blocks.Block`: rows of bfloat16 or float16 at multiples of 16 bytes, so many elements apart."""
+
+    def __init__(
+        self,
+        *,
+        queries: int,
+        query_stride: int,
+        query_count: int,
+        passages: int,
+        passage_stride: int,
+        passage_count: int,
+        dim: int,
+        dtype: str,
+        inverse_temperature: int,
+        targets: int,
+        query_groups: int,
+        passage_groups: int,
+        excluded: int,
+        by_group: bool,
+    ) -> None: ...
+
+class Sweep:
+    """The queries first to last - 1 with all passages, in so many splits of so many tiles each."""
+
+    def __init__(self, first: int, last: int, splits: int, tiles_each: int) -> None: ...
+
+def tile() -> tuple[int, int, int]:
+    """Queries and passages of a tile on the current device, and the column parts that its queries make."""
+
+def negative_sums(block: Block, sweep: Sweep, row_parts: int, column_parts: int, stream: int) -> None: ...
+def form_weights(
+    block: Block,
+    sweep: Sweep,
+    margin: float,
+    row_sums: int,
+    row_weights: int,
+    column_sums: int,
+    column_weights: int,
+    weights: int,
+    out: int,
+    out_stride: int,
+    stream: int,
+) -> None: ...
