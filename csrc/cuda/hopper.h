@@ -126,8 +126,7 @@ __device__ inline void walk_on_hopper(const CUtensorMap& queries, const CUtensor
     const Place place{
         row + 64 * group,
         sweep.last,
-        row < sweep.last ? Hopper::kGroups * tile + group
-                         : -1,  // a cluster's second tile may be past the end
+        row < sweep.last ? Hopper::kGroups * tile + group : -1,  // a cluster's last tile may be past the end
         split,
         group,
         reinterpret_cast<float*>(memory + Hopper::kStages * Hopper::kStageBytes + Hopper::kBarrierBytes) +

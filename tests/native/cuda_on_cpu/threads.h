@@ -8,6 +8,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -61,6 +62,7 @@ struct Block {
   Index index;
   unsigned rank = 0;
   std::size_t bytes = 0;
+  std::size_t threads = 0;  // that have not ended
   unsigned char* shared = nullptr;
   Cluster* cluster = nullptr;
   std::vector<Meeting> warps;
@@ -74,6 +76,7 @@ struct Block {
 
   PhaseBarrier& barrier(std::uint32_t address) {
     at(address, 8);
+    if (threads == 0) fail("the block has ended");
     if (address % 8 || !barriers.count(address)) fail("no barrier was made here");
     return barriers[address];
   }
@@ -156,6 +159,7 @@ inline void settle(Groups& groups, std::size_t pending) {
 inline void enter() {
   body();
   running->done = true;
+  --running->block->threads;
   swapcontext(&running->context, &scheduler);
 }
 
@@ -173,23 +177,28 @@ inline void prepare(Fiber& fiber, Block& block, unsigned x) {
   makecontext(&fiber.context, enter, 0);
 }
 
+// Gives every fiber from `first` on that can go on a turn; false when none can.
+inline bool take_turns(Cluster& cluster, std::size_t first, std::size_t count) {
+  bool moved = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    Fiber& fiber = *cluster.fibers[first + (late() ? count - 1 - i : i)];
+    if (fiber.done || (fiber.ready && !fiber.ready())) continue;
+    moved = true;
+    fiber.ready = nullptr;
+    running = &fiber;
+    swapcontext(&scheduler, &fiber.context);
+  }
+  return moved;
+}
+
+// A block goes on for as long as it can before the next does, so that blocks of a cluster drift apart.
 inline void run(Cluster& cluster) {
-  const std::size_t count = cluster.fibers.size();
-  for (;;) {
-    bool moved = false, all_done = true;
-    for (std::size_t i = 0; i < count; ++i) {
-      Fiber& fiber = *cluster.fibers[late() ? count - 1 - i : i];
-      if (fiber.done || (fiber.ready && !fiber.ready())) {
-        all_done &= fiber.done;
-        continue;
-      }
-      all_done = false;
-      moved = true;
-      fiber.ready = nullptr;
-      running = &fiber;
-      swapcontext(&scheduler, &fiber.context);
-    }
-    if (all_done) return;
+  const std::size_t blocks = cluster.blocks.size(), threads = cluster.fibers.size() / blocks;
+  const auto done = [](const std::unique_ptr<Fiber>& fiber) { return fiber->done; };
+  while (!std::all_of(cluster.fibers.begin(), cluster.fibers.end(), done)) {
+    bool moved = false;
+    for (std::size_t i = 0; i < blocks; ++i)
+      while (take_turns(cluster, (late() ? blocks - 1 - i : i) * threads, threads)) moved = true;
     if (moved) continue;
     if (cluster.boxes.empty()) fail("every thread waits");
     const auto box = std::move(cluster.boxes.front());
@@ -217,6 +226,7 @@ inline void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, 
       block.shared =
           memory[rank].data() + (1024 - reinterpret_cast<std::uintptr_t>(memory[rank].data()) % 1024);
       block.cluster = &cluster;
+      block.threads = threads;
       block.warps.resize(threads / 32);
       for (unsigned x = 0; x < threads; ++x) {
         prepare(*cluster.fibers[rank * threads + x], block, x);
