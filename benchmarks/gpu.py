@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,8 @@ CHUNK = 16384  # rows of a bare product, whose result would not fit otherwise
 
 def build() -> None:
     command = [sys.executable, "-m", "pip", "install", ".", "--no-build-isolation", "--no-deps"]
+    if shutil.which("nvcc"):
+        command += ["-C", "cmake.define.HYBRIDFAST_CUDA=ON"]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
 
 

@@ -23,14 +23,20 @@ class Block:
     ) -> None: ...
 
 class Sweep:
-    """The queries first to last - 1 with all passages, in so many splits of so many tiles each."""
+    """The queries first to last - 1 with all passages, in so many splits of so many tiles each.
 
-    def __init__(self, first: int, last: int, splits: int, tiles_each: int) -> None: ...
+    `only` has a byte for each query of the block: 0 where it is not asked for.
+    """
+
+    def __init__(self, first: int, last: int, splits: int, tiles_each: int, only: int = 0) -> None: ...
 
 def tile() -> tuple[int, int, int]:
     """Queries and passages of a tile on the current device, and the column parts that its queries make."""
 
 def negative_sums(block: Block, sweep: Sweep, row_parts: int, column_parts: int, stream: int) -> None: ...
+def form_exps(
+    block: Block, sweep: Sweep, wanted: int, out: int, out_stride: int, row_parts: int, stream: int
+) -> None: ...
 def form_weights(
     block: Block,
     sweep: Sweep,

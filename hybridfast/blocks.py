@@ -30,11 +30,22 @@ class Block(NamedTuple):
     excluded: Tensor | None  # (N,) bool: passages that are nobody's negative
 
 
+class OneDirection(NamedTuple):
+    """What the queries' direction alone amounts to; see `Kernels.positive_costs` and `Kernels.gradients`."""
+
+    costs_Q: Tensor
+    row_weights_Q: Tensor
+    gradients: tuple[Tensor | None, Tensor | None, Tensor]
+
+
 class Kernels(Protocol):
     """What a backend computes: never holding Q x N, in a fixed order, without waiting for the device."""
 
     def negative_sums(self, block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
         """Log-sum-exp of s over each query's negatives (Q,) and, with `columns`, over each passage's (N,)."""
+
+    def one_direction(self, block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
+        """All three without column sums, for one product less; None where this backend has no such way."""
 
     def positive_costs(
         self, block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
@@ -144,19 +155,25 @@ def info_nce(
         excluded,
     )
     weights_Q = share_Q if weights is None else share_Q * weights
-    row_sums_Q, column_sums_N = kernels.negative_sums(block, bidirectional)
-    costs_Q, row_weights_Q, column_weights_N = kernels.positive_costs(
-        block, row_sums_Q, column_sums_N, weights_Q
-    )
-    losses_Q = costs_Q * share_Q
-    if weights is None:
-        return losses_Q, None, None, None
-    grad_q, grad_p, grad_t = kernels.gradients(
-        block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
-    )
+    solved = None
+    if weights is not None and not bidirectional:
+        solved = kernels.one_direction(block, weights_Q, needs)
+    column_weights_N = None
+    if solved is not None:
+        costs_Q, row_weights_Q, (grad_q, grad_p, grad_t) = solved
+    else:
+        row_sums_Q, column_sums_N = kernels.negative_sums(block, bidirectional)
+        costs_Q, row_weights_Q, column_weights_N = kernels.positive_costs(
+            block, row_sums_Q, column_sums_N, weights_Q
+        )
+        if weights is None:
+            return costs_Q * share_Q, None, None, None
+        grad_q, grad_p, grad_t = kernels.gradients(
+            block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
+        )
     grad_t = grad_t + through_margin(block.temperature, margin, row_weights_Q, column_weights_N)
     if normalize and grad_q is not None:
         grad_q = through_norm(grad_q, unit_q, scale_q)
     if normalize and grad_p is not None:
         grad_p = through_norm(grad_p, unit_p, scale_p)
-    return losses_Q, grad_q, grad_p, grad_t
+    return costs_Q * share_Q, grad_q, grad_p, grad_t

@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from hybridfast import _cuda, gpu, ops
-from hybridfast.blocks import Block
+from hybridfast.blocks import Block, OneDirection
 
 
-def negative_sums(block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
+def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """`blocks.Kernels.negative_sums`; where `only_Q` is False, a query's sum may be anything."""
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
         tile = gpu.Tile(*_cuda.tile())
 
         def sweep(band: gpu.Band, row_parts: Tensor, column_parts: Tensor | None) -> None:
             _cuda.negative_sums(
-                native.block, _cuda.Sweep(*band), _at(row_parts), _at(column_parts), native.stream
+                native.block,
+                _cuda.Sweep(*band, _at(only_Q)),
+                _at(row_parts),
+                _at(column_parts),
+                native.stream,
             )
 
         (row_sums_Q,), column_sums_N = gpu.sweep(
@@ -54,6 +59,26 @@ def gradients(
     )
 
 
+def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
+    """`gpu.one_direction`, but for float16, whose range is too small."""
+    if block.by_group or block.queries.dtype == torch.float16:
+        return None
+    return gpu.one_direction(_form_exps, negative_sums, _form_weights, block, weights_Q, needs)
+
+
+def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
+    wanted_Q = wanted_Q.contiguous()
+    with torch.cuda.device_of(block.queries):
+        native = _Native(block)
+        band = gpu.Band.of(0, len(out_QN), len(block.passages), gpu.Tile(*_cuda.tile()))
+        row_parts = wanted_Q.new_empty((band.splits, len(out_QN)))
+        _cuda.form_exps(
+            native.block, _cuda.Sweep(*band), _at(wanted_Q), _at(out_QN), out_QN.stride(0), _at(row_parts),
+            native.stream,
+        )  # fmt: skip
+    return row_parts.sum(dim=0)
+
+
 def _form_weights(
     block: Block,
     rows: slice,
@@ -63,6 +88,7 @@ def _form_weights(
     column_weights_N: Tensor | None,
     weights_Q: Tensor,
     out_RN: Tensor,
+    only_Q: Tensor | None = None,
 ) -> None:
     rows_of = [x.contiguous() for x in (row_sums_Q, row_weights_Q, weights_Q)]
     columns_of = [None if x is None else x.contiguous() for x in (column_sums_N, column_weights_N)]
@@ -70,7 +96,7 @@ def _form_weights(
         native = _Native(block)
         band = gpu.Band.of(rows.start, rows.stop, len(block.passages), gpu.Tile(*_cuda.tile()))
         _cuda.form_weights(
-            native.block, _cuda.Sweep(*band), block.margin,
+            native.block, _cuda.Sweep(*band, _at(only_Q)), block.margin,
             _at(rows_of[0]), _at(rows_of[1]), _at(columns_of[0]), _at(columns_of[1]), _at(rows_of[2]),
             _at(out_RN), out_RN.stride(0), native.stream,
         )  # fmt: skip

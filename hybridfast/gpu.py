@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hybridfast.blocks import Block
+from hybridfast.blocks import Block, OneDirection
 
 # Bytes of d(objective)/d(product) and of temporaries held at once. More means fewer, larger matrix products.
 WORKSPACE = 512 << 20
@@ -23,6 +23,7 @@ PROGRAMS = 1024  # enough to fill a GPU a few times over; the passages are split
 # the splits: at 132 programs of 256 x 768 half-precision values 52 MB with one split, more than an H100's
 # second-level cache holds, and 7 MB with eight.
 LEAST_SPLITS = 8
+FAR = 2.0**100  # sums of e^(s - wanted) up to here are used as they are
 WHOLE_TILES = 128  # rows of a chunk are a multiple of this, where the workspace holds as many
 PRODUCTS_WIDEN = hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8: half factors, float32 result
 
@@ -32,7 +33,8 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor]
 class FormWeights(Protocol):
     """Fills out_RN (in the dtype of the products) for some of the block's queries.
 
-    Its rows begin at multiples of eight elements, and what lies between them may be overwritten.
+    Its rows begin at multiples of eight elements, and what lies between them may be overwritten. Rows where
+    `only_Q` (Q,) bool is False stay as they are.
 
     It gets d(objective)/d(product) = d(objective)/d(logit) / temperature, where `blocks.Kernels.gradients`
     defines the latter, and zero for pairs that are neither positive nor negative. All else is of the whole
@@ -49,7 +51,26 @@ class FormWeights(Protocol):
         column_weights_N: Tensor | None,
         weights_Q: Tensor,
         out_RN: Tensor,
+        only_Q: Tensor | None = None,
     ) -> None: ...
+
+
+class FormExps(Protocol):
+    """Fills out_QN, as `FormWeights` does, with e^(s - wanted_Q) of negatives and 0; returns its sums (Q,).
+
+    Sums are of what is not yet rounded. The logits that the targets want are references only: those that are
+    too far below a negative give infinity.
+    """
+
+    def __call__(self, block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor: ...
+
+
+class NegativeSums(Protocol):
+    """`blocks.Kernels.negative_sums`; where `only_Q` (Q,) bool is False, a query's sum may be anything."""
+
+    def __call__(
+        self, block: Block, columns: bool, only_Q: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Tile(NamedTuple):
@@ -179,6 +200,50 @@ def gradients(
     )  # fmt: skip
 
 
+def one_direction(
+    form_exps: FormExps,
+    negative_sums: NegativeSums,
+    form_weights: FormWeights,
+    block: Block,
+    weights_Q: Tensor,
+    needs: tuple[bool, bool],
+) -> OneDirection:
+    """`blocks.Kernels.one_direction` of targets, in products of float32 or bfloat16.
+
+    With e_ij = e^(s_ij - wanted_i) of a query's negatives and S_i their sum, its cost is log(1 + S_i), and
+    d(objective)/d(s_ij) = weight_i * e_ij / (1 + S_i): one factor a query, which waits until the products
+    have summed e_ij. So those are formed once, for a chunk of queries, before the sum is known. The dtype
+    must hold e_ij; queries far below a negative, whose sums do not stay in range, take the usual way.
+    """
+    wanted_Q = _target_logits(block)
+    costs_Q, row_weights_Q = torch.empty_like(wanted_Q), torch.empty_like(wanted_Q)
+    total = _Gradients(block, needs)
+    for rows, exps_RN in _workspaces(block):
+        part = block._replace(queries=block.queries[rows], targets=block.targets[rows])
+        if block.query_groups is not None:
+            part = part._replace(query_groups=block.query_groups[rows])
+        weights_R, wanted_R = weights_Q[rows], wanted_Q[rows]
+        sums_R = form_exps(part, wanted_R, exps_RN)
+        far_R = ~(sums_R < FAR)  # or NaN
+        far_sums_R, _ = negative_sums(part, False, far_R)
+        far_costs_R, far_weights_R = _cost(far_sums_R, wanted_R, weights_R)
+        costs_Q[rows] = torch.where(far_R, far_costs_R, torch.log1p(sums_R))
+        share_R = weights_R / (1 + sums_R)
+        row_weights_R = torch.where(far_R, far_weights_R, share_R * sums_R)
+        row_weights_Q[rows] = row_weights_R
+        all_R = slice(0, len(wanted_R))
+        form_weights(
+            part, all_R, far_sums_R, row_weights_R, None, None, row_weights_R, exps_RN, far_R
+        )  # fmt: skip
+        inverse = 1 / block.temperature
+        factors = _Factors(
+            torch.where(far_R, 1.0, share_R * inverse)[:, None],
+            torch.where(far_R, 0.0, row_weights_R * inverse)[:, None],
+        )
+        total.add(rows, exps_RN, factors)
+    return OneDirection(costs_Q, row_weights_Q, total.sums())
+
+
 def _by_chunks(
     form_weights: FormWeights,
     block: Block,
@@ -189,30 +254,64 @@ def _by_chunks(
     weights_Q: Tensor,
     needs: tuple[bool, bool],
 ) -> Gradients:
-    queries, passages = block.queries, block.passages
-    (count, dim), sums = queries.shape, block.temperature.dtype
-    grad_q = queries.new_empty((count, dim), dtype=sums) if needs[0] else None
-    grad_p = passages.new_zeros(passages.shape, dtype=sums) if needs[1] else None
-    grad_t = torch.zeros_like(block.temperature)
-    workspace: Tensor | None = None
-    width = -(-len(passages) // 8) * 8
-    for rows in _slices(count, width * queries.element_size() + 2 * dim * grad_t.element_size()):
-        if workspace is None:  # the first chunk is the largest
-            workspace = queries.new_empty((rows.stop, width))
-        weights_RN = workspace[: rows.stop - rows.start, : len(passages)]
+    total = _Gradients(block, needs)
+    for rows, weights_RN in _workspaces(block):
         form_weights(
             block, rows, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, weights_RN
         )
-        if grad_q is not None or grad_p is None:  # the temperature's comes with them
-            part = _product(weights_RN, passages)
-            grad_t += through_temperature(block, part, queries[rows])
-            if grad_q is not None:
-                grad_q[rows] = part
-        if grad_p is not None:
-            _add_product(grad_p, weights_RN.T, queries[rows])
-    if grad_q is None and grad_p is not None:
-        grad_t += through_temperature(block, grad_p, passages)
-    return grad_q, grad_p, grad_t
+        total.add(rows, weights_RN)
+    return total.sums()
+
+
+def _workspaces(block: Block) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of queries, and as many rows (R, N), in the dtype of the products, of one workspace."""
+    (count, dim), passages = block.queries.shape, len(block.passages)
+    width = -(-passages // 8) * 8
+    row_bytes = width * block.queries.element_size() + 2 * dim * block.temperature.element_size()
+    workspace: Tensor | None = None
+    for rows in _slices(count, row_bytes):
+        if workspace is None:  # the first chunk is the largest
+            workspace = block.queries.new_empty((rows.stop, width))
+        yield rows, workspace[: rows.stop - rows.start, :passages]
+
+
+class _Factors(NamedTuple):
+    """What a query's row of a chunk is meant times, and what its target then weighs less; (R, 1)."""
+
+    row: Tensor
+    target: Tensor
+
+
+class _Gradients:
+    """`blocks.Kernels.gradients` out of chunks of d(objective)/d(product)."""
+
+    def __init__(self, block: Block, needs: tuple[bool, bool]) -> None:
+        self.block, sums = block, block.temperature.dtype
+        self.of_queries = needs[0] or not needs[1]  # the temperature's comes with them
+        self.grad_q = block.queries.new_empty(block.queries.shape, dtype=sums) if needs[0] else None
+        self.grad_p = block.passages.new_zeros(block.passages.shape, dtype=sums) if needs[1] else None
+        self.grad_t = torch.zeros_like(block.temperature)
+
+    def add(self, rows: slice, formed_RN: Tensor, factors: _Factors | None = None) -> None:
+        queries, passages = self.block.queries[rows], self.block.passages
+        targets = _within(self.block.targets[rows], len(passages))
+        if self.of_queries:
+            part = _product(formed_RN, passages)
+            if factors is not None:
+                part = (part * factors.row).addcmul_(factors.target, passages[targets], value=-1)
+            self.grad_t += through_temperature(self.block, part, queries)
+            if self.grad_q is not None:
+                self.grad_q[rows] = part
+        if self.grad_p is not None:
+            scaled = queries if factors is None else (queries * factors.row).to(queries.dtype)
+            _add_product(self.grad_p, formed_RN.T, scaled)
+            if factors is not None:  # index_put_ sorts what it accumulates
+                self.grad_p.index_put_((targets,), queries * -factors.target, accumulate=True)
+
+    def sums(self) -> Gradients:
+        if self.grad_p is not None and not self.of_queries:
+            self.grad_t += through_temperature(self.block, self.grad_p, self.block.passages)
+        return self.grad_q, self.grad_p, self.grad_t
 
 
 def through_temperature(block: Block, grads: Tensor, rows: Tensor) -> Tensor:

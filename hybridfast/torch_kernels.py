@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridfast.blocks import Block
+from hybridfast.blocks import Block, OneDirection
 
 # Of the similarity matrix, held at once: 4 MB in float32, and a few temporaries of that size.
 CHUNK_ENTRIES = 1 << 20
@@ -95,9 +95,7 @@ def gradients(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     passages = block.passages.to(block.temperature.dtype)
-    grad_q = passages.new_empty(block.queries.shape) if needs[0] else None
-    grad_p = torch.zeros_like(passages) if needs[1] else None
-    grad_t = torch.zeros_like(block.temperature)
+    total = _Gradients(block, passages, needs)
     for chunk in _chunks(block, passages):
         row_sums = row_sums_Q[chunk.rows, None]
         off = torch.sigmoid(row_sums - chunk.wanted)
@@ -105,12 +103,46 @@ def gradients(
         if column_sums_N is not None and column_weights_N is not None:
             off = off + torch.sigmoid(column_sums_N - chunk.wanted)
             negative = negative + column_weights_N * _share(chunk.logits, column_sums_N)
+        total.add(chunk, negative, weights_Q[chunk.rows, None] * off)
+    return total.sums()
+
+
+def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection:
+    """Three products a chunk, since its logits are still there when the sums of its queries are known."""
+    passages = block.passages.to(block.temperature.dtype)
+    costs_Q = passages.new_empty(len(block.queries))
+    row_weights_Q = torch.empty_like(costs_Q)
+    total = _Gradients(block, passages, needs)
+    for chunk in _chunks(block, passages):
+        row_sums = _masked_logsumexp(chunk.logits, chunk.negative, 1)[:, None]
+        off = torch.where(chunk.positive, row_sums - chunk.wanted, -torch.inf)
+        costs_Q[chunk.rows] = torch.logaddexp(torch.zeros_like(off), off).sum(dim=1)
+        positive = weights_Q[chunk.rows, None] * torch.sigmoid(off)
+        row_weights_Q[chunk.rows] = positive.sum(dim=1)
+        negative = row_weights_Q[chunk.rows, None] * _share(chunk.logits, row_sums)
+        total.add(chunk, negative, positive)
+    return OneDirection(costs_Q, row_weights_Q, total.sums())
+
+
+class _Gradients:
+    """`blocks.Kernels.gradients`, a chunk at a time."""
+
+    def __init__(self, block: Block, passages: Tensor, needs: tuple[bool, bool]) -> None:
+        self.block, self.passages = block, passages
+        self.grad_q = passages.new_empty(block.queries.shape) if needs[0] else None
+        self.grad_p = torch.zeros_like(passages) if needs[1] else None
+        self.grad_t = torch.zeros_like(block.temperature)
+
+    def add(self, chunk: _Chunk, negative: Tensor, positive: Tensor) -> None:
+        """What its negatives add to d(objective)/d(logit), and its positives take from it."""
         gradient = torch.where(chunk.negative, negative, 0.0)
-        gradient = torch.where(chunk.positive, -weights_Q[chunk.rows, None] * off, gradient)
-        grad_t -= (chunk.logits * gradient).sum()
-        gradient = (gradient / block.temperature).to(block.queries.dtype).to(passages.dtype)
-        if grad_q is not None:
-            grad_q[chunk.rows] = gradient @ passages
-        if grad_p is not None:
-            grad_p += gradient.T @ chunk.queries
-    return grad_q, grad_p, grad_t / block.temperature
+        gradient = torch.where(chunk.positive, -positive, gradient)
+        self.grad_t -= (chunk.logits * gradient).sum()
+        gradient = (gradient / self.block.temperature).to(self.block.queries.dtype).to(self.passages.dtype)
+        if self.grad_q is not None:
+            self.grad_q[chunk.rows] = gradient @ self.passages
+        if self.grad_p is not None:
+            self.grad_p += gradient.T @ chunk.queries
+
+    def sums(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        return self.grad_q, self.grad_p, self.grad_t / self.block.temperature

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridfast import gpu
-from hybridfast.blocks import Block
+from hybridfast.blocks import Block, OneDirection
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Below this a sum may miss terms, since exp2 ends at 2^-126. Only the lowest temperatures get there.
@@ -93,6 +93,15 @@ def _products(
 
 
 @triton.jit
+def _any(only, at_rows):
+    """Whether a program has anything to do: `only` has the queries that are asked for, where not all are."""
+    some = True
+    if only is not None:
+        some = tl.max(tl.load(only + at_rows).to(tl.int32)) > 0
+    return some
+
+
+@triton.jit
 def _finite(top):
     """The maximum to subtract before exp2: 0 for that of nothing."""
     return tl.where(top == float("-inf"), 0.0, top)
@@ -102,7 +111,7 @@ def _finite(top):
 def _sums_kernel(
     queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
-    row_parts, column_parts, first_row, splits, tiles_each,
+    only, row_parts, column_parts, first_row, splits, tiles_each,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -113,6 +122,8 @@ def _sums_kernel(
     tile, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     rows = first_row + tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_rows = tl.minimum(rows, Q - 1)
+    if not _any(only, at_rows):
+        return
     target, group = _row_ids(targets, query_groups, at_rows, N)
     by_temperature = tl.load(inverse)
     scale = by_temperature * LOG2_E
@@ -241,23 +252,29 @@ def _weights(
 
 
 @triton.jit
+def _tile(rows, N, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which tile a program has: those of one time share 16 tiles of queries, which the L2 cache keeps."""
+    row_tiles, column_tiles = tl.cdiv(rows, BLOCK_Q), tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    return tl.swizzle2d(program // column_tiles, program % column_tiles, row_tiles, column_tiles, 16)
+
+
+@triton.jit
 def _weights_kernel(
     queries, passages, inverse, targets, query_groups, passage_groups, excluded,
     Q, N, D, query_stride, passage_stride,
     margin, row_sums, row_weights, column_sums, column_weights, weights,
-    out, out_stride, first_row, last_row,
+    only, out, out_stride, first_row, last_row,
     BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """d(objective)/d(product) of the queries from first_row to last_row with all passages."""
-    row_tiles, column_tiles = tl.cdiv(last_row - first_row, BLOCK_Q), tl.cdiv(N, BLOCK_N)
-    # Programs of one time share 16 tiles of queries, whose rows stay in the second-level cache.
-    row_tile, column_tile = tl.swizzle2d(
-        tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles, row_tiles, column_tiles, 16
-    )
+    row_tile, column_tile = _tile(last_row - first_row, N, BLOCK_Q, BLOCK_N)
     rows = first_row + row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     at_rows, at_columns = tl.minimum(rows, Q - 1), tl.minimum(columns, N - 1)
+    if not _any(only, at_rows):
+        return
     products = _products(
         queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
         BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
@@ -268,9 +285,36 @@ def _weights_kernel(
         margin, row_sums, row_weights, column_sums, column_weights, weights, BY_GROUP,
     )  # fmt: skip
     at_out = out + (rows - first_row).to(tl.int64)[:, None] * out_stride + columns[None, :]
-    tl.store(
-        at_out, formed.to(out.dtype.element_ty), mask=(rows < last_row)[:, None] & (columns < N)[None, :]
-    )
+    stored = rows < last_row
+    if only is not None:
+        stored = stored & (tl.load(only + at_rows) != 0)
+    tl.store(at_out, formed.to(out.dtype.element_ty), mask=stored[:, None] & (columns < N)[None, :])
+
+
+@triton.jit
+def _exps_kernel(
+    queries, passages, inverse, targets, query_groups, passage_groups, excluded,
+    Q, N, D, query_stride, passage_stride,
+    wanted, out, out_stride, row_parts,
+    BY_GROUP: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """e^(product / temperature - wanted) of negatives, 0 of others, and a tile of passages' sums of it."""
+    row_tile, column_tile = _tile(Q, N, BLOCK_Q, BLOCK_N)
+    rows = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    at_rows, at_columns = tl.minimum(rows, Q - 1), tl.minimum(columns, N - 1)
+    products = _products(
+        queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
+        BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    target, group = _row_ids(targets, query_groups, at_rows, N)
+    _, negative = _pairs(rows, columns, target, group, passage_groups, excluded, Q, N, BY_GROUP)
+    exps = _exp_off(products, tl.load(inverse), tl.load(wanted + at_rows)[:, None])
+    exps = tl.where(negative, exps, 0.0)
+    at_out = out + rows.to(tl.int64)[:, None] * out_stride + columns[None, :]
+    tl.store(at_out, exps.to(out.dtype.element_ty), mask=(rows < Q)[:, None] & (columns < N)[None, :])
+    tl.store(row_parts + column_tile.to(tl.int64) * Q + rows, tl.sum(exps, 1), mask=rows < Q)
 
 
 @triton.jit
@@ -378,7 +422,7 @@ def _launch(
         block.targets.contiguous(),
         block.query_groups.contiguous() if block.query_groups is not None and by_groups else None,
         block.passage_groups.contiguous() if block.passage_groups is not None and by_groups else None,
-        None if block.excluded is None else block.excluded.contiguous().view(torch.uint8),
+        _flags(block.excluded),
         len(queries),
         len(passages),
         queries.shape[1],
@@ -389,6 +433,10 @@ def _launch(
         PRECISION=_precision(),
         **constants,
     )
+
+
+def _flags(flags: Tensor | None) -> Tensor | None:
+    return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
 def _rows(rows: Tensor) -> Tensor:
@@ -419,8 +467,11 @@ def _sweep(
     return gpu.sweep(run, block, tile, merge, nothing=nothing, outputs=outputs, columns=columns)
 
 
-def negative_sums(block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
-    (row_sums_Q,), column_sums_N = _sweep(_sums_kernel, block, torch.logsumexp, -torch.inf, 1, columns)
+def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """`blocks.Kernels.negative_sums`; where `only_Q` is False, a query's sum may be anything."""
+    (row_sums_Q,), column_sums_N = _sweep(
+        _sums_kernel, block, torch.logsumexp, -torch.inf, 1, columns, _flags(only_Q)
+    )
     return row_sums_Q, column_sums_N
 
 
@@ -453,6 +504,27 @@ def gradients(
     return gpu.gradients(_form_weights, *given)
 
 
+def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
+    """`gpu.one_direction`, but for float16, whose range is too small, and gradients formed on the chip."""
+    half, dim = block.queries.dtype != torch.float32, block.queries.shape[1]
+    if block.by_group or block.queries.dtype == torch.float16 or (half and dim <= SMALL_DIM):
+        return None
+    return gpu.one_direction(_form_exps, negative_sums, _form_weights, block, weights_Q, needs)
+
+
+def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
+    tiles = _tiles(block)
+    row_tiles, column_tiles = (
+        triton.cdiv(len(block.queries), tiles.queries),
+        triton.cdiv(len(block.passages), tiles.passages),
+    )
+    row_parts = wanted_Q.new_empty((column_tiles, len(block.queries)))
+    _launch(
+        _exps_kernel, row_tiles * column_tiles, tiles, block, wanted_Q, out_QN, out_QN.stride(0), row_parts
+    )
+    return row_parts.sum(dim=0)
+
+
 def _form_weights(
     block: Block,
     rows: slice,
@@ -462,13 +534,14 @@ def _form_weights(
     column_weights_N: Tensor | None,
     weights_Q: Tensor,
     out_RN: Tensor,
+    only_Q: Tensor | None = None,
 ) -> None:
     tiles = _tiles(block)
     programs = triton.cdiv(len(out_RN), tiles.queries) * triton.cdiv(len(block.passages), tiles.passages)
     _launch(
         _weights_kernel, programs, tiles, block,
         block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
-        out_RN, out_RN.stride(0), rows.start, rows.stop,
+        _flags(only_Q), out_RN, out_RN.stride(0), rows.start, rows.stop,
     )  # fmt: skip
 
 

@@ -65,6 +65,32 @@ def check(kernels, block, columns):
             assert (value - wanted).norm() <= tolerance * wanted.norm()
 
 
+def check_one_direction(kernels, block, needs=(True, True)):
+    """One product less, and what three kernels make of the same block, but for what rounds the weights."""
+    weights_Q = torch.linspace(0.5, 2, len(block.queries)).to(block.temperature)
+    got = kernels.one_direction(block, weights_Q, needs)
+    exact = doubled(block)
+    sums = torch_kernels.negative_sums(exact, False)
+    costs_Q, row_weights_Q, _ = torch_kernels.positive_costs(exact, *sums, weights_Q.double())
+    grads = torch_kernels.gradients(
+        exact, sums[0], row_weights_Q, None, None, weights_Q.double(), (True, True)
+    )
+    rounded = max(1e-5, 8 * torch.finfo(block.queries.dtype).eps)
+    pairs = [(got.costs_Q, costs_Q, 2e-6), (got.row_weights_Q, row_weights_Q, 2e-6)]
+    pairs += [(grad, wanted, rounded) for grad, wanted in zip(got.gradients, grads, strict=True)]
+    for (value, wanted, tolerance), need in zip(pairs, (True, True, *needs, True), strict=True):
+        assert (value is not None) == need
+        if value is not None:
+            assert (value - wanted).norm() <= tolerance * wanted.norm()
+
+
+def with_far_queries(block):
+    """At a low temperature, every third query far below a negative: e^(s - wanted) is no float32."""
+    queries = block.queries.clone()
+    queries[::3] = block.passages[(block.targets[::3] + 1) % len(block.passages)]
+    return block._replace(queries=queries, temperature=torch.full_like(block.temperature, 0.008))
+
+
 MASKS = [
     {"groups": groups, "by_group": by_group, "excluded": excluded}
     for groups, by_group, excluded in itertools.product((False, True), repeat=3)

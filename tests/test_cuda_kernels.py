@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_checks import MASKS, block, check, doubled, poisoned, solve
+from kernel_checks import MASKS, block, check, check_one_direction, doubled, poisoned, solve, with_far_queries
 
 from hybridfast import gpu, ops, torch_kernels
 
@@ -90,6 +90,28 @@ def test_odd_shapes(kernels, queries, passages, dim):
 @given(st.integers(1, 300), st.integers(1, 600), st.integers(1, 150), st.sampled_from(MASKS), st.booleans())
 def test_drawn_shapes(kernels, queries, passages, dim, masks, columns):
     check(kernels, block(queries, passages, dim, torch.bfloat16, device=DEVICE, **masks), columns)
+
+
+@pytest.mark.parametrize("masks", [masks for masks in MASKS if not masks["by_group"]], ids=str)
+@pytest.mark.parametrize("far", [False, True], ids=["near", "far"])
+def test_one_direction(kernels, monkeypatch, far, masks):
+    """Two chunks of queries; in the far ones, the tiles from the middle on hold no far query."""
+    problem = block(290, 530, 40, torch.bfloat16, device=DEVICE, **masks)
+    if far:
+        near = problem.queries[128:256].clone()
+        problem = with_far_queries(problem)
+        problem.queries[128:256] = near
+    monkeypatch.setattr(gpu, "WORKSPACE", 256 * (536 * 2 + 2 * 40 * 4))
+    check_one_direction(kernels, problem)
+
+
+def test_one_direction_needs_range_and_one_positive(kernels, native):
+    weights_Q = torch.ones(9, device=DEVICE)
+    for problem in (
+        block(9, 20, 24, torch.float16, device=DEVICE),
+        block(9, 20, 24, torch.bfloat16, groups=True, by_group=True, device=DEVICE),
+    ):
+        assert kernels.one_direction(problem, weights_Q, (True, True)) is None
 
 
 def test_bands_and_chunks(kernels, monkeypatch):

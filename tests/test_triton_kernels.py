@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from kernel_checks import MASKS, check, doubled, poisoned, solve
+from kernel_checks import MASKS, check, check_one_direction, doubled, poisoned, solve, with_far_queries
 from kernel_checks import block as block_on
 from torch.utils._pytree import tree_leaves
 
@@ -66,6 +66,29 @@ def test_nothing_is_read_around_a_view(dtype, dim):
     odd = poisoned(plain)
     for got, wanted in zip(solve(triton_kernels, odd, True), solve(triton_kernels, plain, True), strict=True):
         torch.testing.assert_close(got, wanted)  # library products sum other layouts in another order
+
+
+@pytest.mark.parametrize("masks", [masks for masks in MASKS if not masks["by_group"]], ids=str)
+@pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False), (False, False)], ids=str)
+@pytest.mark.parametrize("far", [False, True], ids=["near", "far"])
+@pytest.mark.parametrize(("dim", "dtype"), [(131, torch.bfloat16), (19, torch.float32)], ids=str)
+@pytest.mark.usefixtures("small_tiles")
+def test_one_direction(dim, dtype, far, needs, masks):
+    problem = block(37, 101, dim, dtype, **masks)
+    if far:
+        problem = with_far_queries(problem)
+    check_one_direction(triton_kernels, problem, needs)
+
+
+def test_one_direction_needs_range_and_one_positive():
+    """float16 ends at 65,504; groups have several positives; small dimensions stay on the chip."""
+    for problem in (
+        block(37, 101, 131, torch.float16),
+        block(37, 101, 131, torch.bfloat16, groups=True, by_group=True),
+        block(37, 101, 64, torch.bfloat16),
+    ):
+        weights_Q = torch.ones(37, device=DEVICE)
+        assert triton_kernels.one_direction(problem, weights_Q, (True, True)) is None
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 10.0])
@@ -224,7 +247,7 @@ from hybridfast.blocks import Block
 
 capability, shared_memory = int(sys.argv[1]), int(sys.argv[2])
 POINTERS = {torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
-            torch.uint8: "*u8"}
+            torch.uint8: "*u8", torch.bfloat16: "*bf16"}
 
 class Ahead:
     def __init__(self, kernel):
@@ -254,10 +277,11 @@ class Ahead:
         assert compiled.metadata.shared <= shared_memory, (self.kernel.__name__, compiled.metadata.shared)
         assert compiled.asm["cubin"]
 
-for name in ("_sums_kernel", "_group_costs_kernel", "_weights_kernel", "_gradient_kernel"):
+for name in ("_sums_kernel", "_group_costs_kernel", "_exps_kernel", "_weights_kernel", "_gradient_kernel"):
     setattr(triton_kernels, name, Ahead(getattr(triton_kernels, name)))
 for name in ("_gold_scores_kernel", "_count_kernel"):
     setattr(triton_ranks, name, Ahead(getattr(triton_ranks, name)))
+triton_kernels._rows = lambda rows: rows  # the interpreter alone has no bfloat16
 golds = np.array([0, 2, 2, 3]), np.array([4, 0, 1])
 for dtype in (torch.float16, torch.float32):
     rows = [torch.zeros(count, 40, dtype=dtype) for count in (3, 5)]
@@ -267,6 +291,7 @@ if capability == 90:
 for queries, passages, dim, dtype, groups, by_group in (
     (512, 1024, 256, torch.float16, False, False),
     (512, 1024, 64, torch.float16, True, False),
+    (512, 1024, 256, torch.bfloat16, True, False),
     (1, 1, 131, torch.float32, True, True),
 ):
     ids = [torch.zeros(rows, dtype=torch.int64) for rows in (queries, passages)]
@@ -278,6 +303,7 @@ for queries, passages, dim, dtype, groups, by_group in (
     sums = triton_kernels.negative_sums(block, groups)
     _, rows, columns = triton_kernels.positive_costs(block, *sums, weights)
     triton_kernels.gradients(block, sums[0], rows, sums[1], columns, weights, (True, True))
+    triton_kernels.one_direction(block, weights, (True, True))
 """
 
 

@@ -69,13 +69,11 @@ __device__ inline void walk_on_ampere(const Rows& queries, const Rows& passages,
   const std::uint32_t memory = ptx::shared_address(ptx::shared_memory());
   const int tile = blockIdx.x / sweep.splits, split = blockIdx.x % sweep.splits;
   const Place place{
-      sweep.first + tile * kTileRows,
-      sweep.last,
-      tile,
-      split,
-      0,
-      reinterpret_cast<float*>(ptx::shared_memory() + kStages * 2 * Ampere::kMatrixBytes),
+      sweep, sweep.first + tile * kTileRows,
+      tile,  split,
+      0,     reinterpret_cast<float*>(ptx::shared_memory() + kStages * 2 * Ampere::kMatrixBytes),
   };
+  if (idle(sweep, place.row, kTileRows, Ampere::kThreads)) return;
   Epilogue epilogue(arguments, place);
   const int first = split * sweep.tiles_each * Ampere::kColumns;
   const int last = min(first + sweep.tiles_each * Ampere::kColumns, passages.count);

@@ -58,8 +58,10 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
            py::arg("passage_groups"), py::arg("excluded"), py::arg("by_group"));
 
   py::class_<Sweep>(module, "Sweep")
-      .def(py::init<int, int, int, int>(), py::arg("first"), py::arg("last"), py::arg("splits"),
-           py::arg("tiles_each"));
+      .def(py::init([](int first, int last, int splits, int tiles_each, Address only) {
+             return Sweep{first, last, splits, tiles_each, at<unsigned char>(only)};
+           }),
+           py::arg("first"), py::arg("last"), py::arg("splits"), py::arg("tiles_each"), py::arg("only") = 0);
 
   module.def("tile", [] {
     const Shape here = shape();
@@ -73,6 +75,17 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("block"), py::arg("sweep"), py::arg("row_parts"),
       py::arg("column_parts"), py::arg("stream"));
+
+  module.def(
+      "form_exps",
+      [](const Block& block, const Sweep& sweep, Address wanted, Address out, std::int64_t out_stride,
+         Address row_parts, Address stream) {
+        const Rows checked = rows(out, out_stride, sweep.last - sweep.first);
+        form_exps(block, sweep, at<float>(wanted), at<void>(out), checked.stride, at<float>(row_parts),
+                  at<CUstream_st>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("block"), py::arg("sweep"), py::arg("wanted"),
+      py::arg("out"), py::arg("out_stride"), py::arg("row_parts"), py::arg("stream"));
 
   module.def(
       "form_weights",

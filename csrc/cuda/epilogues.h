@@ -17,15 +17,31 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // Below this a sum may miss terms, since exp2 ends at 2^-126. Only the lowest temperatures get there.
 constexpr float kFaded = 0x1p-96f;
 
-// Where a group works: its first query, and those of them that count; its barrier, and shared memory of its
-// own.
+// Where a group works: its first query, its column part or -1, its split of the passages; which group of the
+// block it is, and shared memory of its own.
 struct Place {
-  int row, last_row, part, split, group;
+  const Sweep& sweep;
+  int row, part, split, group;
   float* shared;
 };
 
+// Whether the sweep asks for none of so many queries; all threads of the block must ask.
+__device__ inline bool idle(const Sweep& sweep, int first, int rows, int threads) {
+  if (!sweep.only) return false;
+  int some = 0;
+  for (int row = first + static_cast<int>(threadIdx.x); row < min(first + rows, sweep.last); row += threads)
+    some |= sweep.only[row];
+  return !__syncthreads_or(some);
+}
+
 __device__ inline float from_lane(float value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+
+// Over the four lanes that share a query.
+__device__ inline float sum_of_four(float value) {
+  value += from_lane(value, 1);
+  return value + from_lane(value, 2);
 }
 
 // The maximum to subtract before exp2: 0 for that of nothing.
@@ -36,23 +52,24 @@ __device__ inline float finite(float top) {
 // A thread's part of a group's tile: its queries, and which of its pairs are what.
 template <int I, int J>
 struct Tile {
-  static constexpr int kColumns = 8 * J;
+  static constexpr int kColumns = 8 * J, kUnasked = -2;
 
   const Pairs& pairs;
-  int first_row, last_row;
-  int targets[I][2];
+  int first_row;
+  int targets[I][2];  // -1 where it is no passage, kUnasked where the query is not asked for
 
   __device__ Tile(const Pairs& given, const Place& place)
       : pairs(given),
         first_row(place.row + 16 * static_cast<int>(threadIdx.x / 32 % kWarps) +
-                  static_cast<int>(threadIdx.x % 32 / 4)),
-        last_row(place.last_row) {
+                  static_cast<int>(threadIdx.x % 32 / 4)) {
 #pragma unroll
     for (int i = 0; i < I; ++i)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const std::int64_t target = pairs.targets[at(i, h)];
         targets[i][h] = target >= 0 && target < pairs.passages ? static_cast<int>(target) : -1;
+        const Sweep& sweep = place.sweep;
+        if (row(i, h) >= sweep.last || (sweep.only && !sweep.only[row(i, h)])) targets[i][h] = kUnasked;
       }
   }
 
@@ -61,7 +78,7 @@ struct Tile {
   // The query to read of: rows past the last are read as the last.
   __device__ int at(int i, int h) const { return min(row(i, h), pairs.queries - 1); }
 
-  __device__ bool counts(int i, int h) const { return row(i, h) < last_row; }
+  __device__ bool counts(int i, int h) const { return targets[i][h] != kUnasked; }
 
   __device__ static int column(int first, int j, int c) {
     return first + 8 * j + 2 * static_cast<int>(threadIdx.x % 4) + c;
@@ -76,6 +93,12 @@ struct Tile {
       for (int h = 0; h < 2; ++h)
         special |= !counts(i, h) || static_cast<unsigned>(targets[i][h] - first) < kColumns;
     return !special;
+  }
+
+  // Of a query in a split of the passages: row_parts (splits, queries).
+  __device__ void store_part(float* row_parts, int split, int i, int h, float value) const {
+    if (threadIdx.x % 4 == 0 && counts(i, h))
+      row_parts[static_cast<std::int64_t>(split) * pairs.queries + row(i, h)] = value;
   }
 
   enum Kind { kNegative, kPositive, kNeither };
@@ -149,13 +172,8 @@ struct Sums {
     for (int i = 0; i < I; ++i)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float sum = total[i][h];
-        sum += from_lane(sum, 1);
-        sum += from_lane(sum, 2);
-        if (threadIdx.x % 4 == 0 && tile.counts(i, h))
-          arguments
-              .row_parts[static_cast<std::int64_t>(place.split) * arguments.pairs.queries + tile.row(i, h)] =
-              (top[i][h] + log2f(sum)) * kLn2;
+        const float sum = sum_of_four(total[i][h]);
+        tile.store_part(arguments.row_parts, place.split, i, h, (top[i][h] + log2f(sum)) * kLn2);
       }
   }
 
@@ -303,13 +321,114 @@ struct Sums {
   }
 };
 
+// Where rounded values go: a row a query from the sweep's first on, at multiples of 16 bytes.
+struct Out {
+  unsigned char* data;
+  std::int64_t stride;
+};
+
+template <Element E, int I, int J>
+struct Writer {
+  const Out& out;
+  const Place& place;
+  const Tile<I, J>& tile;
+
+  // Of 32 columns from `first` on, those of a query that the thread has: two of every eight. Together with
+  // its neighbours it writes eight next to each other instead.
+  __device__ void write(float (&values)[4][2], int i, int h, int first) const {
+    std::uint32_t words[4];
+#pragma unroll
+    for (int at = 0; at < 4; ++at) words[at] = ptx::pack<E>(values[at][0], values[at][1]);
+    transpose(words);
+    const int column = first + 8 * static_cast<int>(threadIdx.x % 4);
+    if (column >= tile.pairs.passages || !tile.counts(i, h)) return;
+    const std::int64_t row = tile.row(i, h) - place.sweep.first;
+    *reinterpret_cast<uint4*>(out.data + 2 * (row * out.stride + column)) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+  }
+
+ private:
+  // Of four lanes next to each other, lane k gets the k-th word of each, in their order.
+  __device__ static void transpose(std::uint32_t (&words)[4]) {
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+      const bool upper = threadIdx.x & distance;
+#pragma unroll
+      for (int at = 0; at < 4; ++at) {
+        if (at & distance) continue;
+        const std::uint32_t lower = words[at], higher = words[at + distance];
+        const std::uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? lower : higher, distance);
+        words[at] = upper ? got : lower;
+        words[at + distance] = upper ? higher : got;
+      }
+    }
+  }
+};
+
+struct ExpsArguments {
+  Pairs pairs;
+  const float *inverse, *wanted;
+  Out out;
+  float* row_parts;
+};
+
+// e^(logit - wanted) of negatives, and 0 of others: rounded and stored, and summed as they were.
+template <Element E, class Engine>
+struct Exps {
+  using Arguments = ExpsArguments;
+  static constexpr int I = Engine::kI, J = Engine::kJ, kColumns = Engine::kColumns;
+  static constexpr int kSharedFloats = 0;
+
+  const Arguments& arguments;
+  const Place& place;
+  Tile<I, J> tile;
+  float inverse;
+  float wanted[I][2], total[I][2] = {};
+
+  __device__ Exps(const Arguments& given, const Place& where)
+      : arguments(given), place(where), tile(given.pairs, where), inverse(*given.inverse) {
+#pragma unroll
+    for (int i = 0; i < I; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) wanted[i][h] = given.wanted[tile.at(i, h)];
+  }
+
+  __device__ void take(float (&products)[I][J][4], int first) {
+    const bool plain = tile.plain(first);
+    const Writer<E, I, J> writer{arguments.out, place, tile};
+#pragma unroll
+    for (int i = 0; i < I; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int j = 0; j < J; j += 4) {
+          float exps[4][2];
+#pragma unroll
+          for (int at = 0; at < 8; ++at) {
+            float& exp = exps[at / 2][at % 2];
+            const float product = products[i][j + at / 2][2 * h + at % 2];
+            exp = ptx::exp2(fmaf(product, inverse, -wanted[i][h]) * kLog2E);  // the difference rounded once
+            if (!plain && tile.kind(i, h, tile.column(first, j + at / 2, at % 2)) != tile.kNegative) exp = 0;
+            total[i][h] += exp;
+          }
+          writer.write(exps, i, h, first + 8 * j);
+        }
+  }
+
+  __device__ void finish() {
+#pragma unroll
+    for (int i = 0; i < I; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        tile.store_part(arguments.row_parts, place.split, i, h, sum_of_four(total[i][h]));
+  }
+};
+
 struct FormedArguments {
   Pairs pairs;
   const float* inverse;
   Weights given;
-  unsigned char* out;
-  std::int64_t out_stride;
-  int first_row;
+  Out out;
 };
 
 // d(objective)/d(product), rounded and stored.
@@ -346,6 +465,7 @@ struct Formed {
   __device__ void take(float (&products)[I][J][4], int first) {
     const bool plain = tile.plain(first);
     const Weights& given = arguments.given;
+    const Writer<E, I, J> writer{arguments.out, place, tile};
 #pragma unroll
     for (int j = 0; j < J; j += 4) {  // 32 columns, of which each lane of four has 8
       float column_sum[4][2], column_weight[4][2];
@@ -361,65 +481,35 @@ struct Formed {
       for (int i = 0; i < I; ++i)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          std::uint32_t words[4];
+          float values[4][2];
 #pragma unroll
-          for (int at = 0; at < 4; ++at) {
-            float formed[2];
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const float product = products[i][j + at][2 * h + c];
-              formed[c] = row_weight[i][h] * ptx::exp2(fmaf(product, scale, -row_sum[i][h]));
-              if constexpr (COLUMNS)
-                formed[c] = fmaf(column_weight[at][c], ptx::exp2(fmaf(product, scale, -column_sum[at][c])),
-                                 formed[c]);
-              if (!plain) {
-                const auto kind = tile.kind(i, h, tile.column(first, j + at, c));
-                if (kind != tile.kNegative) formed[c] = 0;
-                if (kind == tile.kPositive) {
-                  float off = 1;
-                  if (arguments.pairs.by_group) {
-                    const float wanted = (product - given.margin) * scale;
-                    off = 1 / (1 + ptx::exp2(wanted - row_sum[i][h]));
-                    if constexpr (COLUMNS) off += 1 / (1 + ptx::exp2(wanted - column_sum[at][c]));
-                  }
-                  formed[c] = -weight[i][h] * off;
-                }
-              }
+          for (int n = 0; n < 8; ++n) {
+            const int at = n / 2, c = n % 2;
+            const float product = products[i][j + at][2 * h + c];
+            float& formed = values[at][c];
+            formed = row_weight[i][h] * ptx::exp2(fmaf(product, scale, -row_sum[i][h]));
+            if constexpr (COLUMNS) {
+              const float of_column = ptx::exp2(fmaf(product, scale, -column_sum[at][c]));
+              formed = fmaf(column_weight[at][c], of_column, formed);
             }
-            words[at] = ptx::pack<E>(formed[0], formed[1]);
+            if (plain) continue;
+            const auto kind = tile.kind(i, h, tile.column(first, j + at, c));
+            if (kind != tile.kNegative) formed = 0;
+            if (kind != tile.kPositive) continue;
+            float off = 1;
+            if (arguments.pairs.by_group) {
+              const float wanted = (product - given.margin) * scale;
+              off = 1 / (1 + ptx::exp2(wanted - row_sum[i][h]));
+              if constexpr (COLUMNS) off += 1 / (1 + ptx::exp2(wanted - column_sum[at][c]));
+            }
+            formed = -weight[i][h] * off;
           }
-          transpose(words);
-          store(words, i, h, first + 8 * j);
+          writer.write(values, i, h, first + 8 * j);
         }
     }
   }
 
   __device__ void finish() {}
-
- private:
-  // Of four lanes next to each other, lane k gets the k-th word of each, in their order.
-  __device__ static void transpose(std::uint32_t (&words)[4]) {
-#pragma unroll
-    for (int distance = 1; distance <= 2; distance *= 2) {
-      const bool upper = threadIdx.x & distance;
-#pragma unroll
-      for (int at = 0; at < 4; ++at) {
-        if (at & distance) continue;
-        const std::uint32_t lower = words[at], higher = words[at + distance];
-        const std::uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? lower : higher, distance);
-        words[at] = upper ? got : lower;
-        words[at + distance] = upper ? higher : got;
-      }
-    }
-  }
-
-  __device__ void store(const std::uint32_t (&words)[4], int i, int h, int first) const {
-    const int column = first + 8 * static_cast<int>(threadIdx.x % 4);
-    if (column >= arguments.pairs.passages || !tile.counts(i, h)) return;
-    const std::int64_t row = tile.row(i, h) - arguments.first_row;
-    *reinterpret_cast<uint4*>(arguments.out + 2 * (row * arguments.out_stride + column)) =
-        make_uint4(words[0], words[1], words[2], words[3]);
-  }
 };
 
 }  // namespace hybridfast::cuda

@@ -104,9 +104,10 @@ __device__ inline void walk_on_hopper(const CUtensorMap& queries, const CUtensor
                                       const typename Epilogue::Arguments& arguments) {
   unsigned char* memory = ptx::shared_memory();
   const Ring ring{ptx::shared_address(memory)};
-  const int cluster = blockIdx.x / Hopper::kCluster;
-  const int tile = cluster / sweep.splits * Hopper::kCluster + static_cast<int>(ptx::rank_in_cluster());
+  const int cluster = blockIdx.x / Hopper::kCluster, rank = static_cast<int>(ptx::rank_in_cluster());
+  const int tile = cluster / sweep.splits * Hopper::kCluster + rank;
   const int split = cluster % sweep.splits, row = sweep.first + tile * kTileRows;
+  if (idle(sweep, row - rank * kTileRows, Hopper::kCluster * kTileRows, Hopper::kThreads)) return;
   const int first = split * sweep.tiles_each * Hopper::kColumns;
   const int last = min(first + sweep.tiles_each * Hopper::kColumns, count);
   if (threadIdx.x == 0) {
@@ -124,8 +125,8 @@ __device__ inline void walk_on_hopper(const CUtensorMap& queries, const CUtensor
     ptx::take_registers<232>();
     const int group = threadIdx.x / kGroupThreads - 1;
     const Place place{
+        sweep,
         row + 64 * group,
-        sweep.last,
         row < sweep.last ? Hopper::kGroups * tile + group : -1,  // a cluster's last tile may be past the end
         split,
         group,

@@ -116,6 +116,11 @@ struct FormedOn {
   using Epilogue = Formed<E, Engine, COLUMNS>;
 };
 
+struct ExpsOn {
+  template <class Engine>
+  using Epilogue = Exps<Element::bfloat16, Engine>;
+};
+
 template <Element E, class On, class Arguments>
 void run(const Block& block, const Sweep& sweep, const Arguments& arguments, cudaStream_t stream) {
   const int tiles = (sweep.last - sweep.first + kTileRows - 1) / kTileRows;
@@ -164,10 +169,19 @@ void negative_sums(const Block& block, const Sweep& sweep, float* row_parts, flo
   run<SumsOn>(block, column_parts != nullptr, sweep, arguments, stream);
 }
 
+void form_exps(const Block& block, const Sweep& sweep, const float* wanted, void* out,
+               std::int64_t out_stride, float* row_parts, cudaStream_t stream) {
+  const ExpsArguments arguments{
+      block.pairs, block.inverse, wanted, {static_cast<unsigned char*>(out), out_stride}, row_parts};
+  if (block.element != Element::bfloat16)
+    throw std::invalid_argument("form_exps needs the range of bfloat16, got float16");
+  run<Element::bfloat16, ExpsOn>(block, sweep, arguments, stream);
+}
+
 void form_weights(const Block& block, const Sweep& sweep, const Weights& weights, void* out,
                   std::int64_t out_stride, cudaStream_t stream) {
-  const FormedArguments arguments{block.pairs, block.inverse, weights, static_cast<unsigned char*>(out),
-                                  out_stride,  sweep.first};
+  const FormedArguments arguments{
+      block.pairs, block.inverse, weights, {static_cast<unsigned char*>(out), out_stride}};
   run<FormedOn>(block, weights.column_sums != nullptr, sweep, arguments, stream);
 }
 

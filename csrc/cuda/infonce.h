@@ -37,9 +37,10 @@ struct Block {
 };
 
 // The queries first to last - 1, in tiles of kTileRows, each with every split of the passages, which is so
-// many tiles of them.
+// many tiles of them. Unless null, `only` tells for each query of the block whether it is asked for.
 struct Sweep {
   int first, last, splits, tiles_each;
+  const unsigned char* only;
 };
 
 constexpr int kTileRows = 128;
@@ -56,6 +57,11 @@ Shape shape();
 // every `rows_per_column` queries of the sweep: column_parts (parts, passages), unless null.
 void negative_sums(const Block& block, const Sweep& sweep, float* row_parts, float* column_parts,
                    cudaStream_t stream);
+
+// e^(logit - wanted) of the sweep's negatives and 0 of other pairs, as form_weights writes; over each query's
+// split the sums of what is not yet rounded: row_parts (splits, queries). bfloat16 only, for its range.
+void form_exps(const Block& block, const Sweep& sweep, const float* wanted, void* out,
+               std::int64_t out_stride, float* row_parts, cudaStream_t stream);
 
 struct Weights {
   float margin;
