@@ -1,4 +1,4 @@
-"""Tensors are passed as their addresses on the current device, 0 for none, and streams as their handles."""
+"""Tensors are passed as their addresses, 0 for none, and streams as their handles."""
 
 class Block:
     """`blocks.Block`: rows of bfloat16 or float16 at multiples of 16 bytes, so many elements apart."""
@@ -6,6 +6,7 @@ class Block:
     def __init__(
         self,
         *,
+        device: int,
         queries: int,
         query_stride: int,
         query_count: int,
@@ -30,8 +31,8 @@ class Sweep:
 
     def __init__(self, first: int, last: int, splits: int, tiles_each: int, only: int = 0) -> None: ...
 
-def tile() -> tuple[int, int, int]:
-    """Queries and passages of a tile on the current device, and the column parts that its queries make."""
+def tile(device: int) -> tuple[int, int, int]:
+    """Queries and passages of a tile on that device, and the column parts that its queries make."""
 
 def negative_sums(block: Block, sweep: Sweep, row_parts: int, column_parts: int, stream: int) -> None: ...
 def form_exps(

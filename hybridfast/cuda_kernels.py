@@ -17,7 +17,6 @@ def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> 
     """`blocks.Kernels.negative_sums`; where `only_Q` is False, a query's sum may be anything."""
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
-        tile = gpu.Tile(*_cuda.tile())
 
         def sweep(band: gpu.Band, row_parts: Tensor, column_parts: Tensor | None) -> None:
             _cuda.negative_sums(
@@ -29,7 +28,7 @@ def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> 
             )
 
         (row_sums_Q,), column_sums_N = gpu.sweep(
-            sweep, block, tile, torch.logsumexp, nothing=-torch.inf, outputs=1, columns=columns
+            sweep, block, native.tile, torch.logsumexp, nothing=-torch.inf, outputs=1, columns=columns
         )
     return row_sums_Q, column_sums_N
 
@@ -70,7 +69,7 @@ def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
     wanted_Q = wanted_Q.contiguous()
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
-        band = gpu.Band.of(0, len(out_QN), len(block.passages), gpu.Tile(*_cuda.tile()))
+        band = gpu.Band.of(0, len(out_QN), len(block.passages), native.tile)
         row_parts = wanted_Q.new_empty((band.splits, len(out_QN)))
         _cuda.form_exps(
             native.block, _cuda.Sweep(*band), _at(wanted_Q), _at(out_QN), out_QN.stride(0), _at(row_parts),
@@ -94,7 +93,7 @@ def _form_weights(
     columns_of = [None if x is None else x.contiguous() for x in (column_sums_N, column_weights_N)]
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
-        band = gpu.Band.of(rows.start, rows.stop, len(block.passages), gpu.Tile(*_cuda.tile()))
+        band = gpu.Band.of(rows.start, rows.stop, len(block.passages), native.tile)
         _cuda.form_weights(
             native.block, _cuda.Sweep(*band, _at(only_Q)), block.margin,
             _at(rows_of[0]), _at(rows_of[1]), _at(columns_of[0]), _at(columns_of[1]), _at(rows_of[2]),
@@ -107,7 +106,7 @@ def _at(tensor: Tensor | None) -> int:
 
 
 class _Native:
-    """A block as the kernels take it, the tensors that it points to, and the stream to work on."""
+    """A block as the kernels take it, the tensors that it points to, its tiles, and the stream to work on."""
 
     def __init__(self, block: Block) -> None:
         queries, passages = _aligned(block.queries), _aligned(block.passages)
@@ -116,7 +115,10 @@ class _Native:
         groups = (block.query_groups, block.passage_groups) if by_groups else (None, None)
         ids = [None if x is None else x.contiguous() for x in (block.targets, *groups, block.excluded)]
         self.kept = (queries, passages, inverse, ids)
+        device = max(queries.get_device(), 0)
+        self.tile = gpu.Tile(*_cuda.tile(device))
         self.block = _cuda.Block(
+            device=device,
             queries=_at(queries),
             query_stride=queries.stride(0),
             query_count=len(queries),

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_checks import MASKS, block, check, check_one_direction, doubled, poisoned, solve, with_far_queries
 
-from hybridfast import gpu, ops, torch_kernels
+from hybridfast import gpu, info_nce, ops, torch_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / "csrc/cuda/infonce.cu", ROOT / "csrc/cuda/bind.cpp"]
@@ -183,7 +183,14 @@ def test_nan_reaches_the_sums_it_touches(kernels):
 
 
 def test_rows_that_are_not_aligned_are_refused(native):
-    sizes = {"query_count": 1, "passage_count": 1, "dim": 8, "dtype": "bfloat16", "by_group": False}
+    sizes = {
+        "device": 0,
+        "query_count": 1,
+        "passage_count": 1,
+        "dim": 8,
+        "dtype": "bfloat16",
+        "by_group": False,
+    }
     ids = dict.fromkeys(("inverse_temperature", "targets", "query_groups", "passage_groups", "excluded"), 0)
     for queries, stride in ((8, 8), (16, 12)):
         with pytest.raises(ValueError, match="rows must begin at multiples of 16 bytes"):
@@ -192,6 +199,23 @@ def test_rows_that_are_not_aligned_are_refused(native):
         native.Block(
             queries=16, query_stride=8, passages=16, passage_stride=8, **{**sizes, "dtype": "float32"}, **ids
         )
+
+
+@pytest.mark.parametrize(
+    ("built", "dtype", "compute_dtype", "message"),
+    [
+        (False, torch.bfloat16, None, "was built without CUDA; set HYBRIDFAST_CUDA=ON"),
+        (True, torch.float32, None, "covers products of bfloat16 and float16, got float32"),
+        (True, torch.bfloat16, torch.float32, "covers products of bfloat16 and float16, got float32"),
+        (True, torch.float64, torch.bfloat16, "does not cover float64"),
+        (True, torch.float32, torch.float16, "needs tensors on a GPU, got cpu"),
+    ],
+)
+def test_says_what_it_lacks(monkeypatch, built, dtype, compute_dtype, message):
+    monkeypatch.setattr(ops, "CUDA", built)
+    rows = torch.ones(3, 8, dtype=dtype)
+    with pytest.raises(ValueError, match=f"backend='cuda' {message}; use backend='auto' or 'torch'"):
+        info_nce(rows, rows, backend="cuda", compute_dtype=compute_dtype)
 
 
 def tool(name):

@@ -12,7 +12,7 @@ namespace hybridfast::cuda {
 
 namespace {
 
-// Tensors are passed as their addresses on the current device, 0 for none.
+// Tensors are passed as their addresses, 0 for none.
 using Address = std::uintptr_t;
 
 template <class T>
@@ -39,11 +39,12 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
   module.doc() = "The CUDA C++ kernels of hybridfast; hybridfast/cuda_kernels.py checks and calls.";
 
   py::class_<Block>(module, "Block")
-      .def(py::init([](Address queries, std::int64_t query_stride, int query_count, Address passages,
-                       std::int64_t passage_stride, int passage_count, int dim, const std::string& dtype,
-                       Address inverse_temperature, Address targets, Address query_groups,
-                       Address passage_groups, Address excluded, bool by_group) {
+      .def(py::init([](int device, Address queries, std::int64_t query_stride, int query_count,
+                       Address passages, std::int64_t passage_stride, int passage_count, int dim,
+                       const std::string& dtype, Address inverse_temperature, Address targets,
+                       Address query_groups, Address passage_groups, Address excluded, bool by_group) {
              return Block{
+                 device,
                  rows(queries, query_stride, query_count),
                  rows(passages, passage_stride, passage_count),
                  dim,
@@ -52,10 +53,10 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
                  {at<std::int64_t>(targets), at<std::int64_t>(query_groups), at<std::int64_t>(passage_groups),
                   at<unsigned char>(excluded), query_count, passage_count, by_group}};
            }),
-           py::kw_only(), py::arg("queries"), py::arg("query_stride"), py::arg("query_count"),
-           py::arg("passages"), py::arg("passage_stride"), py::arg("passage_count"), py::arg("dim"),
-           py::arg("dtype"), py::arg("inverse_temperature"), py::arg("targets"), py::arg("query_groups"),
-           py::arg("passage_groups"), py::arg("excluded"), py::arg("by_group"));
+           py::kw_only(), py::arg("device"), py::arg("queries"), py::arg("query_stride"),
+           py::arg("query_count"), py::arg("passages"), py::arg("passage_stride"), py::arg("passage_count"),
+           py::arg("dim"), py::arg("dtype"), py::arg("inverse_temperature"), py::arg("targets"),
+           py::arg("query_groups"), py::arg("passage_groups"), py::arg("excluded"), py::arg("by_group"));
 
   py::class_<Sweep>(module, "Sweep")
       .def(py::init([](int first, int last, int splits, int tiles_each, Address only) {
@@ -63,10 +64,13 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
            }),
            py::arg("first"), py::arg("last"), py::arg("splits"), py::arg("tiles_each"), py::arg("only") = 0);
 
-  module.def("tile", [] {
-    const Shape here = shape();
-    return py::make_tuple(kTileRows, here.columns, kTileRows / here.rows_per_column);
-  });
+  module.def(
+      "tile",
+      [](int device) {
+        const Shape there = shape(device);
+        return py::make_tuple(kTileRows, there.columns, kTileRows / there.rows_per_column);
+      },
+      py::arg("device"));
 
   module.def(
       "negative_sums",

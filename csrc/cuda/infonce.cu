@@ -49,15 +49,10 @@ void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
-bool hopper() {
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+bool hopper(int device) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  return major == 9;
 }
 
 // Rows as TMA reads them, in boxes of 128 rows and 64 dimensions; outside there are zeros.
@@ -124,7 +119,8 @@ struct ExpsOn {
 template <Element E, class On, class Arguments>
 void run(const Block& block, const Sweep& sweep, const Arguments& arguments, cudaStream_t stream) {
   const int tiles = (sweep.last - sweep.first + kTileRows - 1) / kTileRows;
-  if (hopper()) {
+  check(cudaSetDevice(block.device), "cudaSetDevice");
+  if (hopper(block.device)) {
     using Epilogue = typename On::template Epilogue<Hopper>;
     const int whole_clusters = (tiles + Hopper::kCluster - 1) / Hopper::kCluster * Hopper::kCluster;
     launch(on_hopper<E, Epilogue>, whole_clusters * sweep.splits, Hopper::kThreads,
@@ -158,8 +154,8 @@ void run(const Block& block, bool columns, const Sweep& sweep, const Arguments& 
 
 }  // namespace
 
-Shape shape() {
-  if (hopper()) return {Hopper::kColumns, kTileRows / Hopper::kGroups};
+Shape shape(int device) {
+  if (hopper(device)) return {Hopper::kColumns, kTileRows / Hopper::kGroups};
   return {Ampere::kColumns, kTileRows};
 }
 

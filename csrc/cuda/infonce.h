@@ -1,6 +1,6 @@
 // The two large kernels of the loss on NVIDIA GPUs: log-sum-exps of the negatives, and the weights that
 // gradients sum. hybridfast/cuda_kernels.py says how they make up a backend, hybridfast/blocks.py what a
-// block is. Pointers are of the current device; nothing here waits for it.
+// block is. Pointers are of the block's device; nothing here waits for it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,6 +29,7 @@ struct Pairs {
 };
 
 struct Block {
+  int device;
   Rows queries, passages;
   int dim;
   Element element;
@@ -45,13 +46,13 @@ struct Sweep {
 
 constexpr int kTileRows = 128;
 
-// What depends on the current device.
+// What depends on the device.
 struct Shape {
   int columns;          // passages of a tile
   int rows_per_column;  // queries that a column part sums; a tile has one or two such parts
 };
 
-Shape shape();
+Shape shape(int device);
 
 // Over each query's negatives in a split: row_parts (splits, queries). Over the negatives of each passage in
 // every `rows_per_column` queries of the sweep: column_parts (parts, passages), unless null.
