@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -59,6 +60,7 @@ class InfoNce {
         threads_(threads),
         kernels_(simd::kernels()),
         lanes_(kernels_.columns),
+        lane_bits_(std::countr_zero(kernels_.columns)),
         pairs_(problem.bfloat16 && kernels_.multiply_pairs),
         multiply_(pairs_ ? kernels_.multiply_pairs : kernels_.multiply),
         units_(pairs_ ? blocks_of(problem.dim, 2) : problem.dim),
@@ -570,6 +572,12 @@ class InfoNce {
     std::vector<std::size_t> panel_end;  // where each panel's end
   };
 
+  // Of a place, by bits: lanes are a power of two, and a division would cost as much as the entry's sum.
+  std::uint32_t lane_of(std::uint32_t place) const {
+    return place & (static_cast<std::uint32_t>(lanes_) - 1);
+  }
+  std::uint32_t row_of(std::uint32_t place) const { return place >> lane_bits_; }
+
   // Stops once the block has `kept` more than `most`: all the chunks do then, or none, whatever their order.
   void select_entries(std::size_t chunk, std::size_t most, std::atomic<std::size_t>& kept) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk), limit = count * lanes_;
@@ -593,8 +601,8 @@ class InfoNce {
       }
       for (std::size_t k = 0; k < found; ++k) {
         entries.place.push_back(places[k]);
-        entries.weight.push_back(exponentials[places[k]] * factor[places[k] % lanes_] *
-                                 scale_[first + places[k] / lanes_]);
+        entries.weight.push_back(exponentials[places[k]] * factor[lane_of(places[k])] *
+                                 scale_[first + row_of(places[k])]);
       }
       for (const auto& pair : positives_in(panel, chunk)) {
         entries.place.push_back(static_cast<std::uint32_t>(place_of(pair, panel, first)));
@@ -627,12 +635,12 @@ class InfoNce {
   void combine_queries(std::size_t chunk) {
     const Entries& entries = entries_[chunk];
     ByRow sorted(chunk_size(chunk));
-    for (const std::uint32_t place : entries.place) sorted.count(place / lanes_);
+    for (const std::uint32_t place : entries.place) sorted.count(row_of(place));
     sorted.reserve();
     for (std::size_t panel = 0, k = 0; panel < active_; ++panel)
       for (; k < entries.panel_end[panel]; ++k) {
-        const std::size_t slot = panel * lanes_ + entries.place[k] % lanes_;
-        sorted.add(entries.place[k] / lanes_, slot, entries.weight[k] * norm_[slot]);
+        const std::size_t slot = panel * lanes_ + lane_of(entries.place[k]);
+        sorted.add(row_of(entries.place[k]), slot, entries.weight[k] * norm_[slot]);
       }
     for (std::size_t row = 0; row < chunk_size(chunk); ++row)
       combine(problem_.query_rows, first_, sorted, row,
@@ -645,7 +653,7 @@ class InfoNce {
       for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
         const Entries& entries = entries_[chunk];
         for (std::size_t k = panel == 0 ? 0 : entries.panel_end[panel - 1]; k < entries.panel_end[panel]; ++k)
-          visit(entries.place[k] % lanes_, chunk * chunk_ + entries.place[k] / lanes_, entries.weight[k]);
+          visit(lane_of(entries.place[k]), chunk * chunk_ + row_of(entries.place[k]), entries.weight[k]);
       }
     };
     each([&](std::size_t lane, std::size_t, float) { sorted.count(lane); });
@@ -727,6 +735,7 @@ class InfoNce {
   const int threads_;
   const simd::TileKernels& kernels_;
   const std::size_t lanes_;
+  const int lane_bits_;
   const bool
       pairs_;  // products of bfloat16: then everything a product reads is made of pairs, a pair to a float
   const decltype(simd::TileKernels::multiply) multiply_;
