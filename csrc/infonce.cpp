@@ -22,6 +22,7 @@ using simd::Operands;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::size_t kTileFloats = 14u << 20;        // the softmax of a block of queries: 56 MB
 constexpr std::size_t kFilterTileFloats = 15u << 19;  // 30 MB, where the entries kept need room too
+constexpr std::size_t kPairFloats = 4u << 20;         // 16 MB: all passages as bfloat16, where they fit
 constexpr std::size_t kMostQueries = 512;             // in a block: their weights for a chunk fit in an L2
 // Share of a block's pairs up to which the sparse sums are faster; half of that for bfloat16.
 constexpr double kSparseShare = 0.2;
@@ -87,12 +88,16 @@ class InfoNce {
     groups_.resize(block_);
     const std::size_t rows = gradients ? dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1) : 0;
     const std::size_t sums = gradients ? panels_ * problem.dim * lanes_ : 0;
-    const std::pair<float**, std::size_t> arrays[] = {{&packed_, panels_ * units_ * lanes_},
-                                                      {&tile_, panels_ * slab_ * chunk_ * lanes_},
-                                                      {&chunk_max_, panels_ * chunks_ * lanes_},
-                                                      {&chunk_sum_, panels_ * chunks_ * lanes_},
-                                                      {&rows_, rows},
-                                                      {&query_sums_, sums}};
+    keep_pairs_ = filtering_ && pairs_ && problem.passages * score_stride_ <= kPairFloats;
+    const std::pair<float**, std::size_t> arrays[] = {
+        {&packed_, panels_ * units_ * lanes_},
+        {&query_pairs_, keep_pairs_ ? block_ * score_stride_ : 0},
+        {&passage_pairs_, keep_pairs_ ? problem.passages * score_stride_ : 0},
+        {&tile_, panels_ * slab_ * chunk_ * lanes_},
+        {&chunk_max_, panels_ * chunks_ * lanes_},
+        {&chunk_sum_, panels_ * chunks_ * lanes_},
+        {&rows_, rows},
+        {&query_sums_, sums}};
     std::size_t floats = 0;
     for (const auto& [array, count] : arrays) floats += Workspace::rounded(count);
     workspace_.reserve(floats);
@@ -192,6 +197,8 @@ class InfoNce {
       Scratch store(problem_.dim);
       for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
         scale_[j] = static_cast<float>(inverse_norm(passage(j, store)) / problem_.temperature);
+      if (keep_pairs_)
+        copy_passages(chunk * chunk_, chunk_size(chunk), &passage_pairs_[chunk * chunk_ * score_stride_]);
     });
     if (problem_.in_batch) return;
     for (std::size_t i = 0; i < problem_.queries; ++i)
@@ -209,7 +216,8 @@ class InfoNce {
   // the passage gradients. Lanes beyond the last query hold zeros and weigh nothing.
   void pack_queries(std::size_t panel) {
     const std::size_t width = dim_panels_ * lanes_;
-    std::vector<float> units(lanes_ * width), pairs(pairs_ ? lanes_ * units_ : 0);
+    std::vector<float> units(lanes_ * width), own(pairs_ && !keep_pairs_ ? lanes_ * score_stride_ : 0);
+    float* pairs = keep_pairs_ ? &query_pairs_[panel * lanes_ * score_stride_] : own.data();
     Scratch store(problem_.dim);
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
@@ -219,9 +227,9 @@ class InfoNce {
       if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
       float* unit = &units[lane * width];
       for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = row[d] * norm_[slot];
-      if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * units_]);
+      if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * score_stride_]);
     }
-    kernels_.transpose(pairs_ ? pairs.data() : units.data(), pairs_ ? units_ : width, lanes_, units_,
+    kernels_.transpose(pairs_ ? pairs : units.data(), pairs_ ? score_stride_ : width, lanes_, units_,
                        &packed_[panel * units_ * lanes_], lanes_);
     const std::size_t depth = panel_depth();
     for (std::size_t p = 0; gradients_ && p < dim_panels_; ++p) {
@@ -241,17 +249,24 @@ class InfoNce {
 
   // A chunk's passages as scalars for the scores. The skew keeps the rows that a kernel reads side by side
   // from falling into the same lines of the L1 cache, as those of 1,024 dimensions would.
-  void copy_passages(std::size_t first, std::size_t count, Scratch& store) const {
-    store.reset(count * score_stride_);
+  void copy_passages(std::size_t first, std::size_t count, float* copies) const {
     Scratch wide(problem_.dim);
     for (std::size_t j = 0; j < count; ++j) {
-      float* out = &store[j * score_stride_];
+      float* out = &copies[j * score_stride_];
       const float* row = passage(first + j, wide);
       if (pairs_)
         kernels_.pair_neighbours(row, problem_.dim, out);
       else
         std::copy_n(row, problem_.dim, out);
     }
+  }
+
+  // Such copies of a chunk: those that are kept, or some in `store`.
+  const float* scalars_of(std::size_t chunk, Scratch& store) const {
+    if (keep_pairs_) return &passage_pairs_[chunk * chunk_ * score_stride_];
+    store.reset(chunk_size(chunk) * score_stride_);
+    copy_passages(chunk * chunk_, chunk_size(chunk), store.data());
+    return store.data();
   }
 
   // The logits of a chunk's negatives; -inf elsewhere. Leaves those of the positives in pair_.
@@ -282,11 +297,11 @@ class InfoNce {
   // Leaves exp(logit - the chunk's maximum) in the tiles.
   void sum_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch passages;
-    copy_passages(first, count, passages);
+    Scratch store;
+    const float* passages = scalars_of(chunk, store);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       float* logits = tile(panel, first);
-      score(panel, chunk, passages.data());
+      score(panel, chunk, passages);
       if (problem_.bidirectional)
         kernels_.add_rows(logits, count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
                           &column_sum_[first]);
@@ -375,11 +390,11 @@ class InfoNce {
   // The same from the products, which it forms again.
   void weigh_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch passages, store(pair_floats(count));
-    copy_passages(first, count, passages);
+    Scratch copies, store(pair_floats(count));
+    const float* passages = scalars_of(chunk, copies);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const std::size_t row = first_ + panel * lanes_;
-      score(panel, chunk, passages.data());
+      score(panel, chunk, passages);
       kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[row], &weight_[row],
                      &column_shift_[first], &column_weight_[first]);
       finish_tile(panel, chunk, store);
@@ -640,10 +655,10 @@ class InfoNce {
     for (std::size_t panel = 0, k = 0; panel < active_; ++panel)
       for (; k < entries.panel_end[panel]; ++k) {
         const std::size_t slot = panel * lanes_ + lane_of(entries.place[k]);
-        sorted.add(row_of(entries.place[k]), slot, entries.weight[k] * norm_[slot]);
+        sorted.add(row_of(entries.place[k]), slot, entries.weight[k] * (keep_pairs_ ? 1.0f : norm_[slot]));
       }
     for (std::size_t row = 0; row < chunk_size(chunk); ++row)
-      combine(problem_.query_rows, first_, sorted, row,
+      combine(problem_.query_rows, first_, query_pairs_, sorted, row,
               gradients_->passage_grads + (chunk * chunk_ + row) * problem_.dim, first_ > 0);
   }
 
@@ -660,15 +675,21 @@ class InfoNce {
     sorted.reserve();
     each([&](std::size_t lane, std::size_t j, float weight) { sorted.add(lane, j, weight); });
     for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
-      combine(problem_.passage_rows, 0, sorted, lane, query_grad(panel * lanes_ + lane), false);
+      combine(problem_.passage_rows, 0, passage_pairs_, sorted, lane, query_grad(panel * lanes_ + lane),
+              false);
   }
 
-  // out (+)= the sum of a row's entries, each a weight times one of the embeddings from `first` on.
-  void combine(const Embeddings& embeddings, std::size_t first, const ByRow& sorted, std::size_t row,
-               float* out, bool add) const {
+  // out (+)= the sum of a row's entries, each a weight times one of the embeddings from `first` on, or of
+  // their `pairs` where those are kept.
+  void combine(const Embeddings& embeddings, std::size_t first, const float* pairs, const ByRow& sorted,
+               std::size_t row, float* out, bool add) const {
     const std::uint32_t* index = &sorted.index[sorted.begin(row)];
     const float* weight = &sorted.weight[sorted.begin(row)];
     const std::size_t count = sorted.end[row] - sorted.begin(row), dim = problem_.dim;
+    if (keep_pairs_) {
+      kernels_.combine_pairs(pairs, score_stride_, dim, index, weight, count, out, add);
+      return;
+    }
     Scratch wide;
     if (embeddings.element == Element::float32) {
       kernels_.combine_rows(row_of(embeddings, first, wide, 0, dim), dim, index, weight, count, out, add);
@@ -761,6 +782,8 @@ class InfoNce {
   std::vector<std::int32_t> groups_;                 // (block,)
   Workspace workspace_;
   float *packed_, *rows_, *query_sums_;  // see pack_queries, sum_queries
+  bool keep_pairs_;                      // whether the next two have the pairs that products are made of
+  float *query_pairs_, *passage_pairs_;  // (block, score_stride), (passages, score_stride)
   float* tile_;                          // [panel][passage of the slab][lane]
   float *chunk_max_, *chunk_sum_;        // [panel][chunk][lane]
   bool filtering_;

@@ -339,6 +339,47 @@ void combine_rows(const float* rows, std::size_t dim, const std::uint32_t* index
   }
 }
 
+#ifdef __AVX512BF16__
+// A bfloat16 is the upper half of a float: a register of pairs holds 16 even dimensions, once shifted, and 16
+// odd ones, once masked. They are summed apart and brought side by side at the end.
+template <std::size_t Groups>
+void combine_pairs_span(const float* pairs, std::size_t stride, const std::uint32_t* index,
+                        const float* weight, std::size_t count, float* out, bool add) {
+  Vector even[Groups], odd[Groups];
+  for (std::size_t g = 0; g < Groups; ++g) even[g] = odd[g] = splat(0.0f);
+  for (std::size_t k = 0; k < count; ++k) {
+    const float* row = pairs + index[k] * stride;
+    for (std::size_t g = 0; g < Groups; ++g) {
+      const Ints both = *reinterpret_cast<const IntsU*>(row + g * kLanes);
+      even[g] += weight[k] * reinterpret_cast<Vector>(both << 16);
+      odd[g] += weight[k] * reinterpret_cast<Vector>(both & ~0xffff);
+    }
+  }
+  const Ints low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+  for (std::size_t g = 0; g < Groups; ++g) {
+    float* place = out + 2 * g * kLanes;
+    const Vector first = __builtin_shuffle(even[g], odd[g], low);
+    const Vector second = __builtin_shuffle(even[g], odd[g], high);
+    store(place, add ? load(place) + first : first);
+    store(place + kLanes, add ? load(place + kLanes) + second : second);
+  }
+}
+
+void combine_pairs(const float* pairs, std::size_t stride, std::size_t dim, const std::uint32_t* index,
+                   const float* weight, std::size_t count, float* out, bool add) {
+  constexpr std::size_t kSpan = 12, kDims = 2 * kLanes;  // 24 of 32 registers
+  std::size_t d = 0;
+  for (; d + kSpan * kDims <= dim; d += kSpan * kDims)
+    combine_pairs_span<kSpan>(pairs + d / 2, stride, index, weight, count, out + d, add);
+  for (; d + kDims <= dim; d += kDims)
+    combine_pairs_span<1>(pairs + d / 2, stride, index, weight, count, out + d, add);
+  if (d == dim) return;
+  float rest[kDims];
+  combine_pairs_span<1>(pairs + d / 2, stride, index, weight, count, rest, false);
+  for (std::size_t c = 0; d + c < dim; ++c) out[d + c] = rest[c] + (add ? out[d + c] : 0.0f);
+}
+#endif
+
 Doubles load_doubles(const float* place) {
   return __builtin_convertvector(*reinterpret_cast<const HalfU*>(place), Doubles);
 }

@@ -91,6 +91,11 @@ struct TileKernels {
   void (*combine_rows)(const float* rows, std::size_t dim, const std::uint32_t* index, const float* weight,
                        std::size_t count, float* out, bool add);
 
+  // The same of rows of bfloat16, `stride` pairs of neighbours apart as pair_neighbours makes them. Null
+  // where there are no pairs.
+  void (*combine_pairs)(const float* pairs, std::size_t stride, std::size_t dim, const std::uint32_t* index,
+                        const float* weight, std::size_t count, float* out, bool add);
+
   // Rows of floats: <a, b>, summed in double; and grad = (grad - radial * row) * factor.
   double (*dot)(const float* a, const float* b, std::size_t count);
   void (*project)(float* grad, const float* row, float radial, float factor, std::size_t count);
