@@ -156,7 +156,7 @@ class InfoNce {
   std::size_t chunk_size(std::size_t chunk) const {
     return std::min(chunk_, problem_.passages - chunk * chunk_);
   }
-  float* tile(std::size_t panel, std::size_t passage) {
+  float* tile(std::size_t panel, std::size_t passage) const {
     return &tile_[(panel * slab_ * chunk_ + passage - slab_first_ * chunk_) * lanes_];
   }
   // 1 / |row|, or 0 for a zero row. NaN for a row that is not finite, so that it reaches every loss it
@@ -543,33 +543,69 @@ class InfoNce {
     return true;
   }
 
-  // Sums by level what each query would lose, and takes the highest level that it can afford. Entries below
-  // tolerance / passages always can be dropped.
+  // Takes a high level that each query can afford to lose. A sample of the passages tells which levels are
+  // near the highest, and only these are summed over all passages; if one of the queries cannot afford the
+  // lowest of them, all levels. Entries below tolerance / passages always can be dropped.
   void choose_thresholds(std::size_t panel, float lowest) {
-    constexpr std::size_t kLevels = simd::TileKernels::kLevels;
-    std::vector<double> totals(kLevels * lanes_);
-    std::vector<float> dropped(kLevels * lanes_), factor(lanes_);
-    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
-      std::fill(dropped.begin(), dropped.end(), 0.0f);
-      share_factors(panel, chunk, factor.data());
-      kernels_.survey(tile(panel, chunk * chunk_), chunk_size(chunk), factor.data(), 2 * lowest,
-                      dropped.data());
-      for (std::size_t k = 0; k < totals.size(); ++k) totals[k] += dropped[k];
+    constexpr std::size_t kLevels = simd::TileKernels::kLevels, kNear = simd::TileKernels::kNearLevels;
+    constexpr std::size_t kSampled = 8;  // one passage of so many
+    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) find_shares(panel, chunk);
+    std::vector<float> bounds(lanes_, 2 * lowest);
+    std::vector<double> totals = survey(panel, kSampled, bounds.data(), kLevels);
+    std::vector<std::size_t> start(lanes_);
+    for (std::size_t lane = 0; lane < lanes_; ++lane) {
+      const std::size_t level = affordable(totals, lane, kLevels, gradients_->tolerance / kSampled);
+      start[lane] = std::clamp(level, kNear - 1, kLevels - 1) - (kNear - 1);
+      bounds[lane] = lowest * static_cast<float>(2u << start[lane]);
+    }
+    totals = survey(panel, 1, bounds.data(), kNear);
+    std::size_t levels = kNear;
+    for (std::size_t lane = 0; lane < lanes_; ++lane)
+      if (start[lane] > 0 && affordable(totals, lane, 1, gradients_->tolerance) == 0) levels = kLevels;
+    if (levels == kLevels) {
+      std::fill(start.begin(), start.end(), 0);
+      std::fill(bounds.begin(), bounds.end(), 2 * lowest);
+      totals = survey(panel, 1, bounds.data(), kLevels);
     }
     for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
-      threshold_[slot] = lowest;
-      row_dropped_[slot] = static_cast<float>(std::min(totals[lane], gradients_->tolerance));
+      const std::size_t level = affordable(totals, lane, levels, gradients_->tolerance);
+      threshold_[slot] = lowest * static_cast<float>(1u << (level > 0 ? start[lane] + level : 0));
+      row_dropped_[slot] = static_cast<float>(level > 0 ? totals[(level - 1) * lanes_ + lane]
+                                                        : std::min(totals[lane], gradients_->tolerance));
       if (std::isnan(totals[lane])) row_dropped_[slot] = std::numeric_limits<float>::quiet_NaN();
-      for (std::size_t l = 0; l < kLevels && totals[l * lanes_ + lane] <= gradients_->tolerance; ++l) {
-        threshold_[slot] = lowest * static_cast<float>(2u << l);
-        row_dropped_[slot] = static_cast<float>(totals[l * lanes_ + lane]);
-      }
     }
   }
 
-  // What turns a tile's exponentials into shares of their query's negatives.
-  void share_factors(std::size_t panel, std::size_t chunk, float* factor) const {
+  // What each query of a panel would lose at levels from its bound on: totals[level * lanes + lane].
+  std::vector<double> survey(std::size_t panel, std::size_t step, const float* bounds,
+                             std::size_t levels) const {
+    std::vector<double> totals(levels * lanes_);
+    std::vector<float> dropped(levels * lanes_);
+    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
+      std::fill(dropped.begin(), dropped.end(), 0.0f);
+      kernels_.survey(tile(panel, chunk * chunk_), chunk_size(chunk), step, shares(panel, chunk), bounds,
+                      levels, dropped.data());
+      for (std::size_t k = 0; k < totals.size(); ++k) totals[k] += dropped[k];
+    }
+    return totals;
+  }
+
+  // How many levels, from the lowest on, a query can afford.
+  std::size_t affordable(const std::vector<double>& totals, std::size_t lane, std::size_t levels,
+                         double tolerance) const {
+    std::size_t level = 0;
+    while (level < levels && totals[level * lanes_ + lane] <= tolerance) ++level;
+    return level;
+  }
+
+  // What turns a tile's exponentials into shares of their query's negatives; in the place of the chunk's
+  // sums, which their queries have had.
+  float* shares(std::size_t panel, std::size_t chunk) const {
+    return &chunk_sum_[(panel * chunks_ + chunk) * lanes_];
+  }
+  void find_shares(std::size_t panel, std::size_t chunk) {
+    float* factor = shares(panel, chunk);
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
       const float max = chunk_max_[(panel * chunks_ + chunk) * lanes_ + lane];
@@ -604,9 +640,9 @@ class InfoNce {
     std::vector<float> factor(lanes_), threshold(lanes_);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const float* exponentials = tile(panel, first);
-      share_factors(panel, chunk, factor.data());
+      const float* share = shares(panel, chunk);
       for (std::size_t lane = 0; lane < lanes_; ++lane)
-        threshold[lane] = factor[lane] > 0 ? threshold_[panel * lanes_ + lane] / factor[lane] : kInfinity;
+        threshold[lane] = share[lane] > 0 ? threshold_[panel * lanes_ + lane] / share[lane] : kInfinity;
       const std::size_t found = kernels_.select(exponentials, count, threshold.data(), limit, places.data());
       if ((kept += found) > most) return;
       const float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];

@@ -273,20 +273,30 @@ void add_rows(const float* tile, std::size_t count, std::size_t columns, float* 
   }
 }
 
-void survey(const float* tile, std::size_t count, const float* factor, float first, float* dropped) {
-  constexpr std::size_t kLevels = hybridfast::simd::TileKernels::kLevels;
+template <std::size_t Levels>
+void survey_levels(const float* tile, std::size_t count, std::size_t step, const float* factor,
+                   const float* first, float* dropped) {
   for (std::size_t v = 0; v < kColumns; v += kLanes) {
-    const Vector factors = load(factor + v);
-    Vector sums[kLevels];
-    for (std::size_t l = 0; l < kLevels; ++l) sums[l] = load(dropped + l * kColumns + v);
-    for (std::size_t j = 0; j < count; ++j) {
+    const Vector factors = load(factor + v), bounds = load(first + v);
+    Vector sums[Levels];
+    for (std::size_t l = 0; l < Levels; ++l) sums[l] = load(dropped + l * kColumns + v);
+    for (std::size_t j = 0; j < count; j += step) {
       const Vector share = load(tile + j * kColumns + v) * factors;
-      float bound = first;
-      for (std::size_t l = 0; l < kLevels; ++l, bound *= 2)
-        sums[l] += share >= splat(bound) ? splat(0.0f) : share;  // NaN counts as dropped, so that it is seen
+      Vector bound = bounds;
+      for (std::size_t l = 0; l < Levels; ++l, bound *= 2)
+        sums[l] += share >= bound ? splat(0.0f) : share;  // NaN counts as dropped, so that it is seen
     }
-    for (std::size_t l = 0; l < kLevels; ++l) store(dropped + l * kColumns + v, sums[l]);
+    for (std::size_t l = 0; l < Levels; ++l) store(dropped + l * kColumns + v, sums[l]);
   }
+}
+
+void survey(const float* tile, std::size_t count, std::size_t step, const float* factor, const float* first,
+            std::size_t levels, float* dropped) {
+  using Kernels = hybridfast::simd::TileKernels;
+  if (levels == Kernels::kLevels)
+    survey_levels<Kernels::kLevels>(tile, count, step, factor, first, dropped);
+  else
+    survey_levels<Kernels::kNearLevels>(tile, count, step, factor, first, dropped);
 }
 
 std::size_t select(const float* tile, std::size_t count, const float* threshold, std::size_t limit,

@@ -78,9 +78,11 @@ struct TileKernels {
   void (*weigh)(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
                 const float* row_shift, const float* row_weight);
 
-  // For levels l < kLevels and each column, adds to dropped[l * columns + c] what the tile's entries below a
-  // share of first * 2^l sum to, where an entry's share is tile[j, c] * factor[c].
-  void (*survey)(const float* tile, std::size_t count, const float* factor, float first, float* dropped);
+  // For levels l < `levels`, kLevels or kNearLevels, and each column, adds to dropped[l * columns + c] what
+  // the entries below a share of first[c] * 2^l sum to, where an entry's share is tile[j, c] * factor[c]. Of
+  // the tile's rows it sees every step-th.
+  void (*survey)(const float* tile, std::size_t count, std::size_t step, const float* factor,
+                 const float* first, std::size_t levels, float* dropped);
 
   // Writes the places of the tile's entries that are at least threshold[c], in order, and returns how many
   // there are; gives up beyond `limit`. `places` has room for limit + 2 * columns.
@@ -104,7 +106,7 @@ struct TileKernels {
   void (*transpose)(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
                     std::size_t out_stride);
 
-  static constexpr std::size_t kLevels = 12;
+  static constexpr std::size_t kLevels = 12, kNearLevels = 4;
 };
 
 extern const TileKernels baseline_kernels;
