@@ -278,7 +278,7 @@ def real_embeddings(cache: Path) -> tuple[Tensor, Tensor, Tensor]:
         golds = data.gold_indices[data.gold_indptr[i] : data.gold_indptr[i + 1]]
         targets.append(next(int(j) for j in golds if data.passage_languages[j] == language))
     torch.save([q.cpu(), p.cpu(), torch.tensor(targets)], cache)
-    return q.cpu(), p.cpu(), torch.tensor(targets)
+    return tuple(torch.load(cache))  # unlike those encoded, these can have gradients
 
 
 def table_filter(cache: Path, tolerance: float = 1e-3) -> None:

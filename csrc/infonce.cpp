@@ -528,7 +528,7 @@ class InfoNce {
     const auto negatives = static_cast<float>(gradients_->tolerance / static_cast<double>(problem_.passages));
     for_panels([&](std::size_t panel) { choose_thresholds(panel, negatives); });
     if (std::any_of(row_dropped_.begin(), row_dropped_.begin() + size_,
-                    [](float x) { return std::isnan(x); }))
+                    [](double x) { return std::isnan(x); }))
       return false;
     const double pairs = static_cast<double>(size_) * static_cast<double>(problem_.passages);
     const auto most = static_cast<std::size_t>((pairs_ ? kSparseShare / 2 : kSparseShare) * pairs);
@@ -536,8 +536,7 @@ class InfoNce {
     for_chunks([&](std::size_t chunk) { select_entries(chunk, most, kept); });
     if (kept > most) return false;
     skipped_ += pairs - static_cast<double>(kept.load());
-    for (std::size_t slot = 0; slot < size_; ++slot)
-      dropped_ = std::max(dropped_, static_cast<double>(row_dropped_[slot]));
+    for (std::size_t slot = 0; slot < size_; ++slot) dropped_ = std::max(dropped_, row_dropped_[slot]);
     if (gradients_->passage_grads) for_chunks([this](std::size_t chunk) { combine_queries(chunk); });
     if (gradients_->query_grads) for_panels([this](std::size_t panel) { combine_passages(panel); });
     return true;
@@ -571,9 +570,8 @@ class InfoNce {
       const std::size_t slot = panel * lanes_ + lane;
       const std::size_t level = affordable(totals, lane, levels, gradients_->tolerance);
       threshold_[slot] = lowest * static_cast<float>(1u << (level > 0 ? start[lane] + level : 0));
-      row_dropped_[slot] = static_cast<float>(level > 0 ? totals[(level - 1) * lanes_ + lane]
-                                                        : std::min(totals[lane], gradients_->tolerance));
-      if (std::isnan(totals[lane])) row_dropped_[slot] = std::numeric_limits<float>::quiet_NaN();
+      row_dropped_[slot] = level > 0 ? totals[(level - 1) * lanes_ + lane]
+                                     : std::min(totals[lane], gradients_->tolerance);  // NaN stays NaN
     }
   }
 
@@ -823,11 +821,12 @@ class InfoNce {
   float* tile_;                          // [panel][passage of the slab][lane]
   float *chunk_max_, *chunk_sum_;        // [panel][chunk][lane]
   bool filtering_;
-  std::size_t pause_ = 0, untried_ = 0;         // see try_sparsely
-  std::vector<float> threshold_, row_dropped_;  // (block,), see choose_thresholds
-  std::vector<Entries> entries_;                // (chunks,)
-  double skipped_ = 0, dropped_ = 0;            // pairs left out; see InfoNceStats
-  std::vector<double> along_;                   // (block,): <u, g>
+  std::size_t pause_ = 0, untried_ = 0;  // see try_sparsely
+  std::vector<float> threshold_;         // (block,), see choose_thresholds
+  std::vector<double> row_dropped_;
+  std::vector<Entries> entries_;      // (chunks,)
+  double skipped_ = 0, dropped_ = 0;  // pairs left out; see InfoNceStats
+  std::vector<double> along_;         // (block,): <u, g>
 };
 
 }  // namespace

@@ -218,6 +218,39 @@ def test_filter_keeps_to_its_tolerance(dim, tolerance):
         assert (value - wanted).norm() <= (2 * tolerance + 1e-5) * wanted.norm()
 
 
+@pytest.mark.parametrize("dim", [19, 200, 384, 811])
+def test_filter_of_bfloat16_products(dim):
+    """Beside the dense gradients, whose weights are rounded; 811 dimensions are two spans and more."""
+    q, p, targets = problem(600, 500, dim)
+    q = q[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    options = {"compute_dtype": torch.bfloat16, "return_stats": True}
+    temperature = 0.1 * dim**-0.5
+    dense, wanted, _ = info_nce_gradients(info_nce, q, p, temperature, targets, **options)
+    loss, grads, stats = info_nce_gradients(
+        info_nce, q, p, temperature, targets, grad_tolerance=1e-4, **options
+    )
+    assert loss == dense
+    assert stats.kept < 0.2
+    for value, whole in zip(grads, wanted, strict=True):
+        assert (value - whole).norm() <= 2**-7 * whole.norm()
+
+
+@pytest.mark.parametrize("mass", ["every eighth passage", "all others"])
+def test_filter_where_its_sample_misleads(mass):
+    """A query's negatives are alike in their share but for those that the sample of every eighth sees."""
+    q, p, targets = problem(300, 500, 64)
+    q = q[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
+    weak = torch.arange(500) % 8 == 0
+    p[~weak if mass == "every eighth passage" else weak] *= 0.5  # logits that are half as far from 0
+    options = {"normalize": False, "grad_tolerance": 1e-3, "return_stats": True}
+    exact = info_nce_gradients(reference.info_nce, q.double(), p.double(), 2.0, targets, normalize=False)
+    loss, grads, stats = info_nce_gradients(info_nce, q, p, 2.0, targets, **options)
+    assert loss == pytest.approx(exact[0], rel=1e-6)
+    assert 0 < stats.dropped <= 1e-3
+    for value, wanted in zip(grads, exact[1], strict=True):
+        assert (value - wanted).norm() <= (2e-3 + 1e-5) * wanted.norm()
+
+
 def test_filter_steps_back_from_a_flat_softmax():
     q, p, targets = problem(100, 300, 64)
     whole = info_nce_gradients(info_nce, q, p, 5.0, targets)[1]

@@ -158,6 +158,25 @@ void check_exp() {
   }
 }
 
+// The sum of some of 37 rows that are rounded to bfloat16.
+void check_pairs(const std::vector<float>& rows, std::size_t n) {
+  const simd::TileKernels& kernels = simd::kernels();
+  const std::size_t stride = (n + 31) / 32 * 16;
+  std::vector<float> pairs(37 * stride), out(n, 1.0f);
+  for (std::size_t r = 0; r < 37; ++r) kernels.pair_neighbours(&rows[r * n], n, &pairs[r * stride]);
+  const std::vector<std::uint32_t> index = {3, 36, 3, 0};
+  const std::vector<float> weight = {0.5f, -1.0f, 0.25f, 2.0f};
+  kernels.combine_pairs(pairs.data(), stride, n, index.data(), weight.data(), index.size(), out.data(), true);
+  for (std::size_t d = 0; d < n; ++d) {
+    double wanted = 1, size = 1;
+    for (std::size_t k = 0; k < index.size(); ++k) {
+      wanted += double{weight[k]} * rows[index[k] * n + d];
+      size += std::abs(double{weight[k]} * rows[index[k] * n + d]);
+    }
+    if (std::abs(out[d] - wanted) > 0x1p-8 * size) fail("combine_pairs", out[d], wanted);
+  }
+}
+
 // Rows of every length around a few vectors, copied to their size so that a step too far is an error.
 void check_rows() {
   const simd::TileKernels& kernels = simd::kernels();
@@ -176,6 +195,7 @@ void check_rows() {
     for (std::size_t i = 0; i < n; ++i)
       if (std::abs(grad[i] - (b[i] - 0.5f * a[i]) * 3.0f) > 1e-5f)
         fail("project", grad[i], (b[i] - 0.5f * a[i]) * 3.0f);
+    if (kernels.combine_pairs) check_pairs(a, n);
     kernels.transpose(a.data(), n, 37, n, out.data(), 37);
     for (std::size_t r = 0; r < 37; ++r)
       for (std::size_t c = 0; c < n; ++c)
