@@ -9,8 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridfast import _cuda, gpu, ops
+from hybridfast import _cuda, gpu
 from hybridfast.blocks import Block, OneDirection
+
+try:
+    from hybridfast import triton_kernels as others
+except ImportError:  # Triton's package is optional
+    from hybridfast import torch_kernels as others  # type: ignore[no-redef]
 
 
 def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -38,8 +43,7 @@ def positive_costs(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     if not block.by_group:
         return gpu.target_costs(block, row_sums_Q, column_sums_N, weights_Q)
-    other = ops.block_kernels("auto", block.queries.device, block.queries.dtype)
-    return other.positive_costs(block, row_sums_Q, column_sums_N, weights_Q)
+    return others.positive_costs(block, row_sums_Q, column_sums_N, weights_Q)
 
 
 def gradients(

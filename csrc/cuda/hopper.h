@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "cuda/epilogues.h"
 #include "cuda/infonce.h"
 #include "cuda/ptx.h"
+#include "cuda/tile.h"
 
 namespace hybridfast::cuda {
 

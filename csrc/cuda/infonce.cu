@@ -6,9 +6,10 @@
 #include <utility>
 
 #include "cuda/ampere.h"
-#include "cuda/epilogues.h"
 #include "cuda/hopper.h"
 #include "cuda/infonce.h"
+#include "cuda/sums.h"
+#include "cuda/weights.h"
 
 namespace hybridfast::cuda {
 
