@@ -57,7 +57,8 @@ def inf_cl(q: Tensor, p: Tensor) -> Tensor:
     from inf_cl import cal_flash_loss
     from torch.nn.functional import normalize
 
-    return cal_flash_loss(normalize(q.float()) / TEMPERATURE, normalize(p.float()))
+    losses: Tensor = cal_flash_loss(normalize(q.float()), normalize(p.float()), scale=1 / TEMPERATURE)
+    return losses.mean()  # one a query, whose dimensions must be a multiple of 256
 
 
 def contenders(rows: int, both: bool, free: float) -> dict[str, Contender]:

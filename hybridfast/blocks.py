@@ -44,9 +44,6 @@ class Kernels(Protocol):
     def negative_sums(self, block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
         """Log-sum-exp of s over each query's negatives (Q,) and, with `columns`, over each passage's (N,)."""
 
-    def one_direction(self, block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
-        """All three without column sums, for one product less; None where this backend has no such way."""
-
     def positive_costs(
         self, block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -72,6 +69,9 @@ class Kernels(Protocol):
         positive's -weights_Q * (sigmoid(row sum - logit) + sigmoid(column sum - logit)); empty sums give 0.
         The temperature's gradient is what comes through the similarities; `through_margin` is the rest.
         """
+
+    def one_direction(self, block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
+        """All three without column sums, for one product less; None where this backend has no such way."""
 
 
 def unit_rows(rows: Tensor, normalize: bool, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the GPU backends of InfoNCE share: the costs of targets, and gradients a chunk of queries at a time.
+"""What the GPU backends of InfoNCE share: sweeps over tiles, the costs of targets, gradients chunk by chunk.
 
 Nothing here waits for the device, and only sizes decide what is launched: calls repeat to the bit, and can be
 captured in a CUDA graph.

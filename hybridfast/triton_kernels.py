@@ -5,7 +5,8 @@ Forward, one pass over tiles of logits: a program keeps the running log-sum-exp 
 registers while it walks the passages, and writes that of each passage over its queries; torch merges the
 parts in a fixed order. Backward, a kernel forms d(objective)/d(product) for a chunk of queries, and library
 products turn it into gradients (`hybridfast.gpu`); where the dimension is small, that matrix would be most of
-the traffic, and two passes keep it on the chip.
+the traffic, and two passes keep it on the chip. One direction with gradients needs no forward pass: a kernel
+forms exponentials, and their sums, for a chunk of queries (`gpu.one_direction`).
 
 Nothing is read out of bounds: rows past the last are read as the last and masked, dimensions past D are zero.
 """

@@ -128,6 +128,36 @@ def test_nothing_is_read_around_a_view(kernels, dim):
         torch.testing.assert_close(got, wanted)  # library products sum other layouts in another order
 
 
+@pytest.mark.parametrize("queries", [100, 130, 300])
+def test_nothing_is_written_around(kernels, queries):
+    """300 queries are an odd number of tiles, of which Hopper's clusters take two at a time."""
+    passages, mark = 301, torch.nan
+    problem = block(queries, passages, 24, torch.bfloat16, device=DEVICE)
+    native = kernels._Native(problem)
+    band = gpu.Band.of(0, queries, passages, native.tile)
+    parts = native.tile.parts * -(-queries // native.tile.queries)
+    rows = torch.full((band.splits + 2, queries), mark, device=DEVICE)
+    columns = torch.full((parts + 2, passages), mark, device=DEVICE)
+    kernels._cuda.negative_sums(
+        native.block, kernels._cuda.Sweep(*band), rows[1].data_ptr(), columns[1].data_ptr(), native.stream
+    )
+    for written in (rows, columns):
+        assert written[[0, -1]].isnan().all()
+        assert not written[1:-1].isnan().any()
+    width = 304  # passages up to a multiple of 8
+    sums = torch.zeros(queries, device=DEVICE)
+    for form in ("weights", "exps"):
+        storage = torch.full((queries + 4, width + 16), mark, dtype=torch.bfloat16, device=DEVICE)
+        out = storage[2:-2, 8 : 8 + passages]
+        if form == "weights":
+            kernels._form_weights(problem, slice(0, queries), sums, sums + 1, None, None, sums + 1, out)
+        else:
+            kernels._form_exps(problem, sums, out)
+        assert not out.isnan().any()
+        storage[2:-2, 8 : 8 + width] = mark
+        assert storage.isnan().all()
+
+
 def test_repeats_to_the_bit(kernels):
     problem = block(150, 300, 24, torch.bfloat16, device=DEVICE)
     for got, wanted in zip(solve(kernels, problem, True), solve(kernels, problem, True), strict=True):
