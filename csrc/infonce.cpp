@@ -622,10 +622,10 @@ class InfoNce {
   };
 
   // Of a place, by bits: lanes are a power of two, and a division would cost as much as the entry's sum.
-  std::uint32_t lane_of(std::uint32_t place) const {
+  std::uint32_t lane_in_tile(std::uint32_t place) const {
     return place & (static_cast<std::uint32_t>(lanes_) - 1);
   }
-  std::uint32_t row_of(std::uint32_t place) const { return place >> lane_bits_; }
+  std::uint32_t row_in_tile(std::uint32_t place) const { return place >> lane_bits_; }
 
   // Stops once the block has `kept` more than `most`: all the chunks do then, or none, whatever their order.
   void select_entries(std::size_t chunk, std::size_t most, std::atomic<std::size_t>& kept) {
@@ -650,8 +650,8 @@ class InfoNce {
       }
       for (std::size_t k = 0; k < found; ++k) {
         entries.place.push_back(places[k]);
-        entries.weight.push_back(exponentials[places[k]] * factor[lane_of(places[k])] *
-                                 scale_[first + row_of(places[k])]);
+        entries.weight.push_back(exponentials[places[k]] * factor[lane_in_tile(places[k])] *
+                                 scale_[first + row_in_tile(places[k])]);
       }
       for (const auto& pair : positives_in(panel, chunk)) {
         entries.place.push_back(static_cast<std::uint32_t>(place_of(pair, panel, first)));
@@ -684,12 +684,13 @@ class InfoNce {
   void combine_queries(std::size_t chunk) {
     const Entries& entries = entries_[chunk];
     ByRow sorted(chunk_size(chunk));
-    for (const std::uint32_t place : entries.place) sorted.count(row_of(place));
+    for (const std::uint32_t place : entries.place) sorted.count(row_in_tile(place));
     sorted.reserve();
     for (std::size_t panel = 0, k = 0; panel < active_; ++panel)
       for (; k < entries.panel_end[panel]; ++k) {
-        const std::size_t slot = panel * lanes_ + lane_of(entries.place[k]);
-        sorted.add(row_of(entries.place[k]), slot, entries.weight[k] * (keep_pairs_ ? 1.0f : norm_[slot]));
+        const std::size_t slot = panel * lanes_ + lane_in_tile(entries.place[k]);
+        sorted.add(row_in_tile(entries.place[k]), slot,
+                   entries.weight[k] * (keep_pairs_ ? 1.0f : norm_[slot]));
       }
     for (std::size_t row = 0; row < chunk_size(chunk); ++row)
       combine(problem_.query_rows, first_, query_pairs_, sorted, row,
@@ -702,7 +703,8 @@ class InfoNce {
       for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
         const Entries& entries = entries_[chunk];
         for (std::size_t k = panel == 0 ? 0 : entries.panel_end[panel - 1]; k < entries.panel_end[panel]; ++k)
-          visit(lane_of(entries.place[k]), chunk * chunk_ + row_of(entries.place[k]), entries.weight[k]);
+          visit(lane_in_tile(entries.place[k]), chunk * chunk_ + row_in_tile(entries.place[k]),
+                entries.weight[k]);
       }
     };
     each([&](std::size_t lane, std::size_t, float) { sorted.count(lane); });
