@@ -24,6 +24,15 @@ inline void become_worker() {
 #endif
 }
 
+// For a worker that the consumer is about to wait for: an idle-class thread would get its last turn only
+// after all that other processes keep the cores busy with. Without the right to it, it stays as it is.
+inline void hurry([[maybe_unused]] std::thread& worker) {
+#ifdef __linux__
+  const sched_param none{};
+  pthread_setschedparam(worker.native_handle(), SCHED_OTHER, &none);
+#endif
+}
+
 // Nothing where the consumer builds a late batch itself.
 inline void give_way() {
   if (is_worker) std::this_thread::yield();

@@ -69,6 +69,7 @@ void Pipeline::close() {
   taken_.raise();
   if (!workers_) return;
   if (workers_live()) {
+    for (std::thread& worker : *workers_) hurry(worker);
     for (std::thread& worker : *workers_) worker.join();
     workers_.reset();
     for (; ticket_ < tickets_ && ring_.state(ticket_) == Ring<Batch>::State::kPublished; ++ticket_) {
