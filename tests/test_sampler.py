@@ -756,6 +756,7 @@ def test_interpreter_exit_with_live_iterations():
 def test_ctrl_c():
     process = start(
         """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 batches = 0
 try:
     print("ready", flush=True)
