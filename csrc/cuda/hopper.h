@@ -10,8 +10,8 @@
 namespace hybridfast::cuda {
 
 // 128 x 256 pairs at a time, of 64 dimensions each; a group has 64 of the queries. Two blocks make a cluster:
-// they have different queries and the same passages, of which each copies one half for both. That leaves 32
-// bytes a cycle to read from the second-level cache, where a block alone would need 48, more than it gives.
+// they have different queries and the same passages, of which each copies one half for both. At full rate of
+// the products that reads 32 bytes a cycle from the second-level cache, where a block alone would read 48.
 struct Hopper {
   static constexpr int kI = 1, kJ = 32, kColumns = 8 * kJ;
   static constexpr int kGroups = 2, kThreads = (1 + kGroups) * kGroupThreads, kCluster = 2;

@@ -55,18 +55,17 @@ namespace cuda_on_cpu {
 
 inline bool any(int barrier, int threads, bool value) {
   struct Vote {
-    bool open = false, result = false, last = false;
+    bool open = false, result = false;
   };
   static std::map<std::pair<Block*, int>, Vote> votes;
   Block* block = self().block;
   Vote& vote = votes[{block, barrier}];
   vote.open |= value;
-  bool result = false;
   meet(block->named[barrier], threads, [&] {
     vote.result = vote.open;
     vote.open = false;
   });
-  result = vote.result;
+  const bool result = vote.result;
   meet(block->named[barrier], threads, [] {});  // nobody votes again before all have read
   return result;
 }
