@@ -270,7 +270,7 @@ def test_compiles_to_the_instructions_meant(tmp_path, architecture, instructions
     nvcc, cuobjdump = tool("nvcc"), tool("cuobjdump")
     binary = tmp_path / "infonce.cubin"
     command = [
-        nvcc, "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-cubin", "-Xcompiler=-Wall,-Wextra,-Werror",
+        nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-cubin", "-Xcompiler=-Wall,-Wextra,-Werror",
         "-Werror=all-warnings", "-Xptxas=-v,-warn-spills", SOURCES[0], "-o", binary,
         f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
     ]  # fmt: skip
