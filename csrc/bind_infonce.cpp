@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "bind_embeddings.h"
@@ -29,11 +30,12 @@ T* data_or_null(std::optional<Array<T>>& array) {
   return array ? array->mutable_data() : nullptr;
 }
 
-// Fills `losses` and, where `weights` is given, the gradients; returns d(objective)/d(temperature), the share
-// of pairs summed and the largest share of a query's negatives left out.
-std::tuple<double, double, double> info_nce_binding(
+// Fills `losses` and, where `weights` is given, the gradients; returns the losses' sum,
+// d(objective)/d(temperature), the share of pairs summed and the largest share of a query's negatives left
+// out.
+std::tuple<double, double, double, double> info_nce_binding(
     const py::array& queries, const py::array& passages, double temperature,
-    const Array<std::int64_t>& targets, const std::optional<Array<std::int32_t>>& query_groups,
+    const std::optional<Array<std::int64_t>>& targets, const std::optional<Array<std::int32_t>>& query_groups,
     const std::optional<Array<std::int32_t>>& passage_groups, double margin, bool normalize, bool in_batch,
     bool group_positives, bool bidirectional, bool bfloat16, Array<float>& losses,
     const std::optional<Array<float>>& weights, std::optional<Array<float>>& query_grads,
@@ -44,7 +46,7 @@ std::tuple<double, double, double> info_nce_binding(
   if (std::max(query_count, passage_count) >> 32 != 0)
     throw py::value_error("queries and passages must have fewer than 2**32 rows");
   if (passages.shape(1) != dim) throw py::value_error("passages has the wrong shape");
-  require(targets, "targets", {query_count});
+  if (targets) require(*targets, "targets", {query_count});
   require(losses, "losses", {query_count});
   if (query_groups.has_value() != passage_groups.has_value())
     throw py::value_error("query_groups and passage_groups go together");
@@ -57,16 +59,19 @@ std::tuple<double, double, double> info_nce_binding(
   for (const auto* groups : {&query_groups, &passage_groups})
     for (py::ssize_t i = 0; *groups && i < (*groups)->size(); ++i)
       if ((*groups)->data()[i] < 0) throw py::value_error("groups must not be negative");
-  for (py::ssize_t i = 0; i < query_count; ++i)
-    if (targets.data()[i] < 0 || targets.data()[i] >= passage_count)
-      throw py::value_error("targets must be rows of passages, got " + std::to_string(targets.data()[i]));
+  for (py::ssize_t i = 0; targets && i < query_count; ++i)
+    if (targets->data()[i] < 0 || targets->data()[i] >= passage_count)
+      throw py::value_error("targets must be rows of the " + std::to_string(passage_count) +
+                            " passages, got " + std::to_string(targets->data()[i]));
+  if (!targets && !group_positives && query_count > passage_count)
+    throw py::value_error("targets must be given for more queries than passages");
 
   const InfoNceProblem problem{static_cast<std::size_t>(query_count),
                                static_cast<std::size_t>(passage_count),
                                static_cast<std::size_t>(dim),
                                view_embeddings(queries, "queries"),
                                view_embeddings(passages, "passages"),
-                               targets.data(),
+                               targets ? targets->data() : nullptr,
                                query_groups ? query_groups->data() : nullptr,
                                passage_groups ? passage_groups->data() : nullptr,
                                temperature,
@@ -85,7 +90,7 @@ std::tuple<double, double, double> info_nce_binding(
     const py::gil_scoped_release released;
     stats = info_nce(problem, out, weights ? &gradients : nullptr, threads);
   }
-  return {temperature_grad, stats.kept, stats.dropped};
+  return {std::accumulate(out, out + query_count, 0.0), temperature_grad, stats.kept, stats.dropped};
 }
 
 }  // namespace

@@ -32,6 +32,13 @@ inline float widen(Brain value) {
   return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
 }
 
+// To the nearest, ties to even.
+inline Brain narrow(float value) {
+  if (value != value) return {0x7fc0};
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 // Without branches, so that rows are widened by vectors.
 inline float widen(Half value) {
   const std::uint32_t magnitude = value.bits & 0x7fffu;

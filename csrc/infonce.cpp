@@ -27,6 +27,7 @@ constexpr std::size_t kMostQueries = 512;             // in a block: their weigh
 // Share of a block's pairs up to which the sparse sums are faster; half of that for bfloat16.
 constexpr double kSparseShare = 0.2;
 constexpr std::size_t kDepthBlock = 480;  // passages per step of the query gradients' sum
+constexpr float kFar = 50;                // see find_shifts: e^50 times the rest stays far from overflow
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
@@ -50,8 +51,10 @@ double sigmoid(double x) {
 // exp(logit). Positives stay out of every sum: the loss is then exact where the negatives are negligible.
 //
 // Work runs by blocks of queries. A block is cut into panels of `lanes_` queries and the passages into
-// chunks; the tile of (panel, chunk) holds first products, then exponentials, at last
-// d(objective)/d(product).
+// chunks; the tile of (panel, chunk) holds first products, then exponentials, and at last what is summed into
+// gradients. Where a block's tiles all have room, and each query has one softmax, that is at once:
+// exp(logit - shift) * scale needs nothing but a factor of its query's, which enters where the sums end. Else
+// tiles are formed twice, for the sums and then as d(objective)/d(product).
 class InfoNce {
  public:
   InfoNce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients, int threads)
@@ -68,6 +71,8 @@ class InfoNce {
         score_stride_(blocks_of(units_, 16) * 16 + 16),
         chunk_(chunk_of(problem.passages)),
         chunks_(blocks_of(problem.passages, chunk_)),
+        samples_(std::min(problem.passages, std::clamp<std::size_t>(problem.passages / 64, 8, 64))),
+        sample_step_(problem.passages / samples_),
         dim_panels_(blocks_of(problem.dim, lanes_)),
         positives_(problem, chunk_),
         scale_(problem.passages),
@@ -75,11 +80,13 @@ class InfoNce {
         negatives_(problem.queries),
         shift_(padded(problem.queries)),
         weight_(padded(problem.queries)),
-        pair_(positives_.pairs()) {
+        pair_(positives_.pairs()),
+        ones_(chunk_, 1.0f) {
     filtering_ = gradients && gradients->tolerance > 0 && !problem.bidirectional;
     const std::size_t tile_floats = filtering_ ? kFilterTileFloats : kTileFloats;
     slab_ = std::min(chunks_, tile_floats / lanes_ / chunk_);
-    filtering_ = filtering_ && slab_ == chunks_;
+    at_once_ = gradients && !problem.bidirectional && slab_ == chunks_;
+    filtering_ = filtering_ && at_once_;
     const std::size_t most = pairs_ ? 2 * kMostQueries : kMostQueries;  // pairs take half the room
     panels_ = std::clamp<std::size_t>(tile_floats / (slab_ * chunk_) / lanes_, 1, most / lanes_);
     panels_ = std::min(panels_, blocks_of(problem.queries, lanes_));
@@ -93,7 +100,7 @@ class InfoNce {
         {&packed_, panels_ * units_ * lanes_},
         {&query_pairs_, keep_pairs_ ? block_ * score_stride_ : 0},
         {&passage_pairs_, keep_pairs_ ? problem.passages * score_stride_ : 0},
-        {&tile_, panels_ * slab_ * chunk_ * lanes_},
+        {&tile_, gradients ? panels_ * slab_ * chunk_ * lanes_ : 0},
         {&chunk_max_, panels_ * chunks_ * lanes_},
         {&chunk_sum_, panels_ * chunks_ * lanes_},
         {&rows_, rows},
@@ -111,7 +118,9 @@ class InfoNce {
     column_weight_.resize(problem.passages);
     if (!gradients) return;
     along_.resize(block_);
+    if (at_once_) pair_weight_.resize(positives_.pairs());
     if (!filtering_) return;
+    share_.resize(block_);
     threshold_.resize(block_);
     row_dropped_.resize(block_);
     entries_.resize(chunks_);
@@ -119,34 +128,24 @@ class InfoNce {
 
   InfoNceStats run() {
     prepare_passages();
-    const bool one_stage = !problem_.bidirectional && slab_ == chunks_;
     for (std::size_t first = 0; first < problem_.queries; first += block_) {
       open_block(first);
-      for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_)
-        for_chunks([this](std::size_t chunk) { sum_chunk(chunk); });
-      for_panels([this](std::size_t panel) { close_rows(panel); });
-      if (!gradients_ || !one_stage) continue;
-      slab_first_ = 0;
-      if (filtering_ && try_sparsely()) {
-        finish_queries();
-        continue;
-      }
-      for_chunks([this](std::size_t chunk) { rescale_chunk(chunk); });
-      sum_queries();
-      transpose_queries();
-      finish_queries();
+      trying_ = filtering_ && untried_ == 0;
+      if (untried_ > 0) --untried_;
+      sum_block();
+      if (!gradients_ || problem_.bidirectional) continue;
+      const bool sparsely = trying_ && try_sparsely();
+      if (!sparsely) form_gradients();
+      finish_queries(sparsely);
     }
     if (problem_.bidirectional) close_columns();
-    for (std::size_t first = 0; gradients_ && !one_stage && first < problem_.queries; first += block_) {
+    for (std::size_t first = 0; gradients_ && problem_.bidirectional && first < problem_.queries;
+         first += block_) {
       open_block(first);
-      for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
-        for_chunks([this](std::size_t chunk) { weigh_chunk(chunk); });
-        sum_queries();
-      }
-      transpose_queries();
-      finish_queries();
+      for_panels([this](std::size_t panel) { pack_queries(panel); });
+      form_gradients();
+      finish_queries(false);
     }
-    if (gradients_) finish_passages();
     const double pairs = static_cast<double>(problem_.queries) * static_cast<double>(problem_.passages);
     return {1 - skipped_ / pairs, dropped_};
   }
@@ -200,41 +199,66 @@ class InfoNce {
       if (keep_pairs_)
         copy_passages(chunk * chunk_, chunk_size(chunk), &passage_pairs_[chunk * chunk_ * score_stride_]);
     });
-    if (problem_.in_batch) return;
-    for (std::size_t i = 0; i < problem_.queries; ++i)
+    for (std::size_t i = 0; !problem_.in_batch && i < problem_.queries; ++i)
       for (const std::int64_t j : positives_.of(i)) bias_[j] = -kInfinity;
+    sample_.reset(samples_ * score_stride_);
+    for (std::size_t k = 0; k < samples_; ++k) {
+      const std::size_t j = k * sample_step_;
+      copy_passages(j, 1, &sample_[k * score_stride_]);
+      sample_scale_.push_back(scale_[j]);
+      sample_bias_.push_back(bias_[j]);
+      if (problem_.passage_groups) sample_groups_.push_back(problem_.passage_groups[j]);
+    }
   }
 
   void open_block(std::size_t first) {
     first_ = first;
     size_ = std::min(block_, problem_.queries - first);
     active_ = blocks_of(size_, lanes_);
-    for_panels([this](std::size_t panel) { pack_queries(panel); });
   }
 
-  // Lays a panel's unit queries out twice: as dim x lanes for the scores and, in rows_, as panels of dim for
-  // the passage gradients. Lanes beyond the last query hold zeros and weigh nothing.
+  // Lays a panel's unit queries out as dim x lanes, for the scores. Lanes beyond the last query hold zeros.
   void pack_queries(std::size_t panel) {
-    const std::size_t width = dim_panels_ * lanes_;
-    std::vector<float> units(lanes_ * width), own(pairs_ && !keep_pairs_ ? lanes_ * score_stride_ : 0);
+    Scratch own(pairs_ && !keep_pairs_ ? lanes_ * score_stride_ : 0);
     float* pairs = keep_pairs_ ? &query_pairs_[panel * lanes_ * score_stride_] : own.data();
-    Scratch store(problem_.dim);
+    Scratch units(lanes_ * row_width()), store(problem_.dim);
     for (std::size_t lane = 0; lane < lanes_; ++lane) {
       const std::size_t slot = panel * lanes_ + lane;
       const bool used = slot < size_;
-      const float* row = used ? query(first_ + slot, store) : nullptr;
-      norm_[slot] = used ? inverse_norm(row) : 0.0f;
+      norm_[slot] = used ? inverse_norm(query(first_ + slot, store)) : 0.0f;
       if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
-      float* unit = &units[lane * width];
-      for (std::size_t d = 0; used && d < problem_.dim; ++d) unit[d] = row[d] * norm_[slot];
+      float* unit = &units[lane * row_width()];
+      scale_query(slot, norm_[slot], unit, store);
       if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * score_stride_]);
     }
-    kernels_.transpose(pairs_ ? pairs : units.data(), pairs_ ? score_stride_ : width, lanes_, units_,
+    kernels_.transpose(pairs_ ? pairs : units.data(), pairs_ ? score_stride_ : row_width(), lanes_, units_,
                        &packed_[panel * units_ * lanes_], lanes_);
-    const std::size_t depth = panel_depth();
-    for (std::size_t p = 0; gradients_ && p < dim_panels_; ++p) {
+  }
+
+  std::size_t row_width() const { return dim_panels_ * lanes_; }
+
+  // A query times a factor, and zeros up to the width of a row.
+  void scale_query(std::size_t slot, float factor, float* out, Scratch& store) const {
+    const float* row = slot < size_ ? query(first_ + slot, store) : nullptr;
+    const std::size_t filled = row ? problem_.dim : 0;
+    for (std::size_t d = 0; d < filled; ++d) out[d] = row[d] * factor;
+    std::fill(out + filled, out + row_width(), 0.0f);
+  }
+
+  // What a panel's tiles leave out of d(objective)/d(product), a factor of the query's.
+  float tile_factor(std::size_t slot) const { return at_once_ ? weight_[first_ + slot] : 1.0f; }
+
+  // Lays a panel's unit queries, times that factor, out as panels of dim, for the passage gradients.
+  void pack_rows(std::size_t panel) {
+    const std::size_t width = row_width(), depth = panel_depth();
+    Scratch rows(lanes_ * width), store(problem_.dim);
+    for (std::size_t lane = 0; lane < lanes_; ++lane) {
+      const std::size_t slot = panel * lanes_ + lane;
+      scale_query(slot, slot < size_ ? norm_[slot] * tile_factor(slot) : 0.0f, &rows[lane * width], store);
+    }
+    for (std::size_t p = 0; p < dim_panels_; ++p) {
       float* out = &rows_[(p * panels_ + panel) * depth * lanes_];
-      const float* in = &units[p * lanes_];
+      const float* in = &rows[p * lanes_];
       for (std::size_t k = 0; k < depth; ++k) {
         if (pairs_)
           kernels_.pair_rows(in + 2 * k * width, in + (2 * k + 1) * width, lanes_, out + k * lanes_);
@@ -270,9 +294,8 @@ class InfoNce {
   }
 
   // The logits of a chunk's negatives; -inf elsewhere. Leaves those of the positives in pair_.
-  void score(std::size_t panel, std::size_t chunk, const float* passages) {
+  void score(std::size_t panel, std::size_t chunk, const float* passages, float* logits) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    float* logits = tile(panel, first);
     multiply_({passages, score_stride_, 1, &packed_[panel * units_ * lanes_], units_}, count, logits, lanes_,
               false);
     const double margin = problem_.margin / problem_.temperature;
@@ -294,39 +317,103 @@ class InfoNce {
     return (pair.passage - first) * lanes_ + pair.query - first_ - panel * lanes_;
   }
 
-  // Leaves exp(logit - the chunk's maximum) in the tiles.
-  void sum_chunk(std::size_t chunk) {
-    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch store;
-    const float* passages = scalars_of(chunk, store);
-    for (std::size_t panel = 0; panel < active_; ++panel) {
-      float* logits = tile(panel, first);
-      score(panel, chunk, passages);
-      if (problem_.bidirectional)
-        kernels_.add_rows(logits, count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
-                          &column_sum_[first]);
-      const std::size_t sums = (panel * chunks_ + chunk) * lanes_;
-      kernels_.softmax(logits, count, &chunk_max_[sums], &chunk_sum_[sums]);
+  // Each query's sum of exp(logit - shift) over its negatives, and what follows from it. The shift is any
+  // number near the largest logit: the largest of a sample's, or, where that is far from the largest of all,
+  // that one in a second round.
+  void sum_block() {
+    for_panels([this](std::size_t panel) {
+      pack_queries(panel);
+      find_shifts(panel);
+    });
+    std::vector<std::size_t> panels(active_);
+    std::iota(panels.begin(), panels.end(), std::size_t{0});
+    for (bool first_round : {true, false}) {
+      for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_)
+        for_chunks([&](std::size_t chunk) { sum_chunk(chunk, panels, first_round); });
+      if (first_round) std::erase_if(panels, [this](std::size_t panel) { return !move_shifts(panel); });
+      if (panels.empty()) break;
+    }
+    slab_first_ = 0;
+    std::fill(share_.begin(), share_.end(), 0.0f);
+    for_panels([this](std::size_t panel) { close_rows(panel); });
+  }
+
+  void find_shifts(std::size_t panel) {
+    Scratch store(samples_ * lanes_);
+    float* logits = store.data();
+    multiply_({sample_.data(), score_stride_, 1, &packed_[panel * units_ * lanes_], units_}, samples_, logits,
+              lanes_, false);
+    kernels_.logits(logits, samples_, sample_scale_.data(), sample_bias_.data(),
+                    problem_.passage_groups ? sample_groups_.data() : nullptr, &groups_[panel * lanes_]);
+    const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
+    for (std::size_t slot = begin; slot < end; ++slot)
+      for (const std::int64_t j : positives_.of(first_ + slot)) {
+        const std::size_t k = static_cast<std::size_t>(j) / sample_step_;
+        if (k < samples_ && k * sample_step_ == static_cast<std::size_t>(j))
+          logits[k * lanes_ + slot - begin] = -kInfinity;
+      }
+    for (std::size_t lane = 0; lane < lanes_; ++lane) {
+      float top = -kInfinity;
+      for (std::size_t k = 0; k < samples_; ++k) top = std::max(top, logits[k * lanes_ + lane]);
+      shift_[first_ + begin + lane] = std::isfinite(top) ? top : 0.0f;
     }
   }
 
-  // Joins the chunks' sums into the log-sum-exp of each query's negatives. After it, shift_ and weight_ say
-  // that a negative's gradient is weight * exp(logit - shift).
-  void close_rows(std::size_t panel) {
-    std::vector<float> top(lanes_);
-    std::vector<double> total(lanes_);
-    kernels_.join(&chunk_max_[panel * chunks_ * lanes_], &chunk_sum_[panel * chunks_ * lanes_], chunks_,
-                  top.data(), total.data());
-    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane)
-      close_row(first_ + panel * lanes_ + lane, top[lane], total[lane]);
+  // Takes the largest logit for the shift of those queries of a panel where the two are far from each other.
+  bool move_shifts(std::size_t panel) {
+    bool moved = false;
+    for (std::size_t slot = panel * lanes_; slot < std::min((panel + 1) * lanes_, size_); ++slot) {
+      float top = -kInfinity;
+      for (std::size_t chunk = 0; chunk < chunks_; ++chunk)
+        top = std::max(top, chunk_max_[(panel * chunks_ + chunk) * lanes_ + slot % lanes_]);
+      if (!std::isfinite(top) || std::abs(top - shift_[first_ + slot]) <= kFar) continue;
+      shift_[first_ + slot] = top;
+      moved = true;
+    }
+    return moved;
   }
 
-  // The shift is the largest logit, which a float holds exactly, and the weight takes the rest: a rounded
-  // log-sum-exp would put an error of its own magnitude into every exponential.
-  void close_row(std::size_t i, float top, double total) {
+  // Leaves exponentials in the tiles where gradients follow at once: as they are if the filter is to be
+  // tried, else finished but for the positives.
+  void sum_chunk(std::size_t chunk, const std::vector<std::size_t>& panels, bool first_round) {
+    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
+    const bool finish = at_once_ && !trying_;
+    Scratch copies, logits(count * lanes_);
+    const float* passages = scalars_of(chunk, copies);
+    for (const std::size_t panel : panels) {
+      score(panel, chunk, passages, logits.data());
+      if (problem_.bidirectional && first_round)
+        kernels_.add_rows(logits.data(), count, std::min(lanes_, size_ - panel * lanes_), &column_max_[first],
+                          &column_sum_[first]);
+      const float* shift = &shift_[first_ + panel * lanes_];
+      const float* scale = finish ? &scale_[first] : ones_.data();
+      float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];
+      float* sum = &chunk_sum_[(panel * chunks_ + chunk) * lanes_];
+      if (finish && pairs_)
+        kernels_.paired_exponentials(logits.data(), count, shift, scale, max, sum, tile(panel, first),
+                                     neighbours(panel, first));
+      else
+        kernels_.exponentials(logits.data(), count, shift, scale, max, sum,
+                              at_once_ ? tile(panel, first) : logits.data());
+    }
+  }
+
+  // Joins the chunks' sums into the log-sum-exp of each query's negatives. After it, weight_ says that a
+  // negative's gradient is weight * exp(logit - shift).
+  void close_rows(std::size_t panel) {
+    for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
+      double total = 0;
+      for (std::size_t chunk = 0; chunk < chunks_; ++chunk)
+        total += chunk_sum_[(panel * chunks_ + chunk) * lanes_ + lane];
+      close_row(panel * lanes_ + lane, total);
+    }
+  }
+
+  void close_row(std::size_t slot, double total) {
+    const std::size_t i = first_ + slot;
     const std::size_t begin = positives_.first_pair(i), end = positives_.first_pair(i + 1);
     const double share = direction() / static_cast<double>(end - begin);
-    negatives_[i] = top + std::log(total);
+    negatives_[i] = shift_[i] + std::log(total);
     double loss = 0, off = 0;
     for (std::size_t pair = begin; pair < end; ++pair) {
       loss += share * softplus(negatives_[i] - pair_[pair]);
@@ -334,8 +421,11 @@ class InfoNce {
     }
     losses_[i] = static_cast<float>(loss);
     if (!gradients_) return;
-    shift_[i] = finite_shift(top);
     weight_[i] = total == 0 ? 0.0f : static_cast<float>(gradients_->weights[i] * off / total);
+    for (std::size_t pair = begin; at_once_ && pair < end; ++pair)
+      pair_weight_[pair] =
+          off == 0 ? 0.0f : static_cast<float>(-total * share / off * sigmoid(negatives_[i] - pair_[pair]));
+    if (trying_) share_[slot] = total == 0 ? 0.0f : static_cast<float>(1 / total);
   }
 
   // Where there is no negative, exp(logit - shift) has to be 0 rather than exp(-inf + inf).
@@ -374,52 +464,84 @@ class InfoNce {
     return -direction() * off * gradients_->weights[pair.query] / count;
   }
 
-  // Turns a chunk's exponentials into weights, d(objective)/d(product), and adds its passages' gradients.
-  void rescale_chunk(std::size_t chunk) {
-    const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch store(pair_floats(count));
-    for (std::size_t panel = 0; panel < active_; ++panel) {
-      const std::size_t row = first_ + panel * lanes_;
-      kernels_.rescale(tile(panel, first), count, &scale_[first],
-                       &chunk_max_[(panel * chunks_ + chunk) * lanes_], &shift_[row], &weight_[row]);
-      finish_tile(panel, chunk, store);
+  void form_gradients() {
+    if (gradients_->passage_grads) for_panels([this](std::size_t panel) { pack_rows(panel); });
+    for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
+      for_chunks([this](std::size_t chunk) {
+        if (!at_once_)
+          weigh_chunk(chunk);
+        else if (trying_)
+          scale_chunk(chunk);
+        place_positives(chunk);
+        sum_passages(chunk);
+        finish_passages(chunk);
+      });
+      sum_queries();
     }
-    sum_passages(chunk, store);
+    slab_first_ = 0;
   }
 
-  // The same from the products, which it forms again.
+  // Forms a chunk's d(objective)/d(product), from products once more.
   void weigh_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    Scratch copies, store(pair_floats(count));
+    Scratch copies, logits(count * lanes_);
     const float* passages = scalars_of(chunk, copies);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const std::size_t row = first_ + panel * lanes_;
-      score(panel, chunk, passages);
-      kernels_.weigh(tile(panel, first), count, &scale_[first], &shift_[row], &weight_[row],
-                     &column_shift_[first], &column_weight_[first]);
-      finish_tile(panel, chunk, store);
+      score(panel, chunk, passages, logits.data());
+      kernels_.weigh(logits.data(), count, &scale_[first], &shift_[row], &weight_[row], &column_shift_[first],
+                     &column_weight_[first], pairs_ ? logits.data() : tile(panel, first));
+      if (pairs_) pair_tile(panel, chunk, logits.data());
     }
-    sum_passages(chunk, store);
   }
 
-  // What a chunk's weights take as pairs of queries.
-  std::size_t pair_floats(std::size_t count) const { return pairs_ ? active_ * count * lanes_ / 2 : 0; }
-
-  // Puts the positives' weights in. As pairs, the weights are kept twice: of neighbouring passages in the
-  // tile, for the query gradients, and of neighbouring queries in `store`, for those of the passages.
-  void finish_tile(std::size_t panel, std::size_t chunk, Scratch& store) {
+  // Finishes the exponentials that the filter was tried on.
+  void scale_chunk(std::size_t chunk) {
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
-    float* weights = tile(panel, first);
-    for (const auto& pair : positives_in(panel, chunk))
-      weights[place_of(pair, panel, first)] = static_cast<float>(pair_gradient(pair) * scale_[pair.passage]);
-    if (pairs_) kernels_.pair_tile(weights, count, &store[panel * count * lanes_ / 2]);
+    const std::vector<float> zeros(count);
+    Scratch scratch(pairs_ ? count * lanes_ : 0);
+    for (std::size_t panel = 0; panel < active_; ++panel) {
+      float* weights = tile(panel, first);
+      kernels_.logits(weights, count, &scale_[first], zeros.data(), nullptr, nullptr);
+      if (!pairs_) continue;
+      std::copy_n(weights, count * lanes_, scratch.data());
+      pair_tile(panel, chunk, scratch.data());
+    }
   }
 
-  void sum_passages(std::size_t chunk, Scratch& store) {
+  // As pairs, a tile is kept twice: its rows', for the query gradients, and in the second half of its place
+  // those of neighbours in a row, for the passages'.
+  void pair_tile(std::size_t panel, std::size_t chunk, const float* weights) {
+    const std::size_t first = chunk * chunk_;
+    kernels_.pair_tile(weights, chunk_size(chunk), tile(panel, first), neighbours(panel, first));
+  }
+  float* neighbours(std::size_t panel, std::size_t first) const {
+    return tile(panel, first) + chunk_ / 2 * lanes_;
+  }
+
+  void place_positives(std::size_t chunk) {
+    const std::size_t first = chunk * chunk_;
+    for (std::size_t panel = 0; panel < active_; ++panel)
+      for (const auto& pair : positives_in(panel, chunk)) {
+        const double weight = at_once_ ? pair_weight_[pair.index] : pair_gradient(pair);
+        const auto value = static_cast<float>(weight * scale_[pair.passage]);
+        const std::size_t place = place_of(pair, panel, first);
+        if (!pairs_) {
+          tile(panel, first)[place] = value;
+          continue;
+        }
+        const std::size_t row = place / lanes_, lane = place % lanes_;
+        const Brain rounded = narrow(value);
+        reinterpret_cast<Brain*>(tile(panel, first))[2 * (row / 2 * lanes_ + lane) + row % 2] = rounded;
+        reinterpret_cast<Brain*>(neighbours(panel, first))[place] = rounded;
+      }
+  }
+
+  void sum_passages(std::size_t chunk) {
     if (!gradients_->passage_grads) return;
     const std::size_t first = chunk * chunk_, count = chunk_size(chunk), depth = panel_depth();
-    const float* weights = pairs_ ? store.data() : tile(0, first);
-    const std::size_t panel_stride = pairs_ ? count * depth : slab_ * chunk_ * lanes_;
+    const float* weights = pairs_ ? neighbours(0, first) : tile(0, first);
+    const std::size_t panel_stride = slab_ * chunk_ * lanes_;
     Scratch edge;
     const bool add = first_ > 0;
     for (std::size_t p = 0; p < dim_panels_; ++p) {
@@ -497,24 +619,12 @@ class InfoNce {
     return {store.data(), 1, width, nullptr, steps, chunks, steps * width, panel_block};
   }
 
-  void transpose_queries() {
-    if (!gradients_->query_grads) return;
-    for_panels([this](std::size_t panel) {
-      kernels_.transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim,
-                         std::min(lanes_, size_ - panel * lanes_), query_grad(panel * lanes_), problem_.dim);
-    });
-  }
-
   float* query_grad(std::size_t slot) const {
     return gradients_->query_grads + (first_ + slot) * problem_.dim;
   }
 
   // Neighbouring blocks are alike: after a dense one the next few are not tried, ever more of them.
   bool try_sparsely() {
-    if (untried_ > 0) {
-      --untried_;
-      return false;
-    }
     const bool sparse = sum_sparsely();
     pause_ = sparse ? 0 : std::min<std::size_t>(2 * pause_ + 1, 7);
     untried_ = pause_;
@@ -537,7 +647,10 @@ class InfoNce {
     if (kept > most) return false;
     skipped_ += pairs - static_cast<double>(kept.load());
     for (std::size_t slot = 0; slot < size_; ++slot) dropped_ = std::max(dropped_, row_dropped_[slot]);
-    if (gradients_->passage_grads) for_chunks([this](std::size_t chunk) { combine_queries(chunk); });
+    for_chunks([this](std::size_t chunk) {
+      combine_queries(chunk);
+      finish_passages(chunk);
+    });
     if (gradients_->query_grads) for_panels([this](std::size_t panel) { combine_passages(panel); });
     return true;
   }
@@ -548,7 +661,6 @@ class InfoNce {
   void choose_thresholds(std::size_t panel, float lowest) {
     constexpr std::size_t kLevels = simd::TileKernels::kLevels, kNear = simd::TileKernels::kNearLevels;
     constexpr std::size_t kSampled = 8;  // one passage of so many
-    for (std::size_t chunk = 0; chunk < chunks_; ++chunk) find_shares(panel, chunk);
     std::vector<float> bounds(lanes_, 2 * lowest);
     std::vector<double> totals = survey(panel, kSampled, bounds.data(), kLevels);
     std::vector<std::size_t> start(lanes_);
@@ -582,7 +694,7 @@ class InfoNce {
     std::vector<float> dropped(levels * lanes_);
     for (std::size_t chunk = 0; chunk < chunks_; ++chunk) {
       std::fill(dropped.begin(), dropped.end(), 0.0f);
-      kernels_.survey(tile(panel, chunk * chunk_), chunk_size(chunk), step, shares(panel, chunk), bounds,
+      kernels_.survey(tile(panel, chunk * chunk_), chunk_size(chunk), step, &share_[panel * lanes_], bounds,
                       levels, dropped.data());
       for (std::size_t k = 0; k < totals.size(); ++k) totals[k] += dropped[k];
     }
@@ -597,24 +709,8 @@ class InfoNce {
     return level;
   }
 
-  // What turns a tile's exponentials into shares of their query's negatives; in the place of the chunk's
-  // sums, which their queries have had.
-  float* shares(std::size_t panel, std::size_t chunk) const {
-    return &chunk_sum_[(panel * chunks_ + chunk) * lanes_];
-  }
-  void find_shares(std::size_t panel, std::size_t chunk) {
-    float* factor = shares(panel, chunk);
-    for (std::size_t lane = 0; lane < lanes_; ++lane) {
-      const std::size_t slot = panel * lanes_ + lane;
-      const float max = chunk_max_[(panel * chunks_ + chunk) * lanes_ + lane];
-      factor[lane] = slot < size_ && max != -kInfinity
-                         ? static_cast<float>(std::exp(max - negatives_[first_ + slot]))
-                         : 0.0f;
-    }
-  }
-
   // The block's entries in one chunk, panel by panel, the positives last: `place` is row * lanes_ + lane in
-  // the panel's tile, `weight` is d(objective)/d(product).
+  // the panel's tile, `weight` is d(objective)/d(product) but for the query's factor.
   struct Entries {
     std::vector<std::uint32_t> place;
     std::vector<float> weight;
@@ -635,27 +731,22 @@ class InfoNce {
     entries.weight.clear();
     entries.panel_end.clear();
     std::vector<std::uint32_t> places(limit + 2 * lanes_);
-    std::vector<float> factor(lanes_), threshold(lanes_);
+    std::vector<float> threshold(lanes_);
     for (std::size_t panel = 0; panel < active_; ++panel) {
       const float* exponentials = tile(panel, first);
-      const float* share = shares(panel, chunk);
-      for (std::size_t lane = 0; lane < lanes_; ++lane)
-        threshold[lane] = share[lane] > 0 ? threshold_[panel * lanes_ + lane] / share[lane] : kInfinity;
+      for (std::size_t lane = 0; lane < lanes_; ++lane) {
+        const std::size_t slot = panel * lanes_ + lane;
+        threshold[lane] = share_[slot] > 0 ? threshold_[slot] / share_[slot] : kInfinity;
+      }
       const std::size_t found = kernels_.select(exponentials, count, threshold.data(), limit, places.data());
       if ((kept += found) > most) return;
-      const float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];
-      for (std::size_t lane = 0; lane < lanes_; ++lane) {
-        const std::size_t i = first_ + panel * lanes_ + lane;
-        factor[lane] = weight_[i] * std::exp(max[lane] - shift_[i]);
-      }
       for (std::size_t k = 0; k < found; ++k) {
         entries.place.push_back(places[k]);
-        entries.weight.push_back(exponentials[places[k]] * factor[lane_in_tile(places[k])] *
-                                 scale_[first + row_in_tile(places[k])]);
+        entries.weight.push_back(exponentials[places[k]] * scale_[first + row_in_tile(places[k])]);
       }
       for (const auto& pair : positives_in(panel, chunk)) {
         entries.place.push_back(static_cast<std::uint32_t>(place_of(pair, panel, first)));
-        entries.weight.push_back(static_cast<float>(pair_gradient(pair) * scale_[pair.passage]));
+        entries.weight.push_back(pair_weight_[pair.index] * scale_[pair.passage]);
       }
       entries.panel_end.push_back(entries.place.size());
     }
@@ -682,6 +773,7 @@ class InfoNce {
   };
 
   void combine_queries(std::size_t chunk) {
+    if (!gradients_->passage_grads) return;
     const Entries& entries = entries_[chunk];
     ByRow sorted(chunk_size(chunk));
     for (const std::uint32_t place : entries.place) sorted.count(row_in_tile(place));
@@ -690,7 +782,7 @@ class InfoNce {
       for (; k < entries.panel_end[panel]; ++k) {
         const std::size_t slot = panel * lanes_ + lane_in_tile(entries.place[k]);
         sorted.add(row_in_tile(entries.place[k]), slot,
-                   entries.weight[k] * (keep_pairs_ ? 1.0f : norm_[slot]));
+                   entries.weight[k] * tile_factor(slot) * (keep_pairs_ ? 1.0f : norm_[slot]));
       }
     for (std::size_t row = 0; row < chunk_size(chunk); ++row)
       combine(problem_.query_rows, first_, query_pairs_, sorted, row,
@@ -743,17 +835,22 @@ class InfoNce {
     }
   }
 
-  // As a sum of weights times products, <u, g> of the queries is also the temperature's gradient, but for the
-  // margin.
-  void finish_queries() {
+  // Lays the sums out as gradients, unless `sparsely` they are formed there, and takes them back through the
+  // normalisation. As a sum of weights times products, <u, g> of the queries is also the temperature's
+  // gradient, but for the margin.
+  void finish_queries(bool sparsely) {
     if (!gradients_->query_grads) return;
-    for_panels([this](std::size_t panel) {
+    for_panels([this, sparsely](std::size_t panel) {
       const std::size_t begin = panel * lanes_, end = std::min(begin + lanes_, size_);
       Scratch store(problem_.dim);
+      if (!sparsely)
+        kernels_.transpose(&query_sums_[panel * problem_.dim * lanes_], lanes_, problem_.dim, end - begin,
+                           query_grad(begin), problem_.dim);
       for (std::size_t slot = begin; slot < end; ++slot) {
         const std::size_t i = first_ + slot;
-        float* grad = query_grad(slot);
-        double along = finish_row(query(i, store), norm_[slot], grad, norm_[slot]);
+        const float factor = tile_factor(slot);
+        double along =
+            factor * finish_row(query(i, store), norm_[slot], query_grad(slot), norm_[slot] * factor);
         const auto passages = positives_.of(i);
         auto index = static_cast<std::uint32_t>(positives_.first_pair(i));
         for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k, ++index)
@@ -767,14 +864,13 @@ class InfoNce {
       *gradients_->temperature_grad -= along_[slot] / problem_.temperature;
   }
 
-  void finish_passages() {
-    if (!gradients_->passage_grads || !problem_.normalize) return;
-    parallel_for(chunks_, threads_, [this](std::size_t chunk) {
-      Scratch store(problem_.dim);
-      for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
-        finish_row(passage(j, store), scale_[j] * problem_.temperature,
-                   gradients_->passage_grads + j * problem_.dim, 1.0f);
-    });
+  // The same for a chunk's passages, once the last block is in their gradients.
+  void finish_passages(std::size_t chunk) {
+    if (!gradients_->passage_grads || !problem_.normalize || first_ + size_ < problem_.queries) return;
+    Scratch store(problem_.dim);
+    for (std::size_t j = chunk * chunk_, end = j + chunk_size(chunk); j < end; ++j)
+      finish_row(passage(j, store), scale_[j] * problem_.temperature,
+                 gradients_->passage_grads + j * problem_.dim, 1.0f);
   }
 
   // Takes a gradient back through the normalisation, u = row / |row|: g = (g - u <u, g>) * factor. Returns
@@ -800,29 +896,38 @@ class InfoNce {
   const std::size_t score_stride_;  // see copy_passages
   const std::size_t chunk_;  // passages in a chunk: a function of their number alone, as sums run by chunk
   const std::size_t chunks_;
+  const std::size_t samples_, sample_step_;  // passages that tell of the rest, and how far apart they are
   const std::size_t dim_panels_;
   std::size_t slab_;                   // chunks that the tiles have room for
   std::size_t panels_, block_;         // of a full block of queries
   std::size_t first_, size_, active_;  // the block at hand: its first query, its queries, its panels
-  std::size_t slab_first_;             // first chunk of the slab at hand
+  std::size_t slab_first_ = 0;         // first chunk of the slab at hand
 
   const Positives positives_;
   std::vector<float> scale_, bias_;                  // (passages,): logit = product * scale + bias
   std::vector<double> negatives_;                    // (queries,): log-sum-exp of the negatives
-  std::vector<float> shift_, weight_;                // (queries,), see close_rows
+  std::vector<float> shift_, weight_;                // (queries,), see sum_block and close_rows
   std::vector<float> pair_;                          // logits of the positive pairs
+  std::vector<float> pair_weight_;                   // what stands for them among the exponentials
+  std::vector<float> ones_;                          // (chunk,)
   std::vector<float> column_max_, column_sum_;       // (passages,): running sums of the other direction
   std::vector<double> column_negatives_;             // (passages,): as negatives_
   std::vector<float> column_shift_, column_weight_;  // (passages,): as shift_ and weight_
   std::vector<float> norm_;                          // (block,): 1 / |q|
   std::vector<std::int32_t> groups_;                 // (block,)
+  Scratch sample_;  // (samples, score_stride), and what else `logits` takes of these passages
+  std::vector<float> sample_scale_, sample_bias_;
+  std::vector<std::int32_t> sample_groups_;
   Workspace workspace_;
   float *packed_, *rows_, *query_sums_;  // see pack_queries, sum_queries
   bool keep_pairs_;                      // whether the next two have the pairs that products are made of
   float *query_pairs_, *passage_pairs_;  // (block, score_stride), (passages, score_stride)
   float* tile_;                          // [panel][passage of the slab][lane]
   float *chunk_max_, *chunk_sum_;        // [panel][chunk][lane]
-  bool filtering_;
+  bool at_once_;                         // whether gradients are formed from the exponentials of the sums
+  bool filtering_;  // whether the filter may be tried, and whether it is in the block at hand
+  bool trying_ = false;
+  std::vector<float> share_;  // (block,): an exponential times it is a share of its query's negatives
   std::size_t pause_ = 0, untried_ = 0;  // see try_sparsely
   std::vector<float> threshold_;         // (block,), see choose_thresholds
   std::vector<double> row_dropped_;

@@ -14,7 +14,7 @@ struct InfoNceProblem {
   std::size_t dim;
   Embeddings query_rows;               // (queries, dim)
   Embeddings passage_rows;             // (passages, dim)
-  const std::int64_t* targets;         // (queries,), each in [0, passages)
+  const std::int64_t* targets;         // (queries,), each in [0, passages); or null: row i is query i's
   const std::int32_t* query_groups;    // (queries,), or null: no groups
   const std::int32_t* passage_groups;  // (passages,), or null
   double temperature;

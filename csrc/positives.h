@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -22,7 +23,12 @@ class Positives {
   };
 
   Positives(const InfoNceProblem& problem, std::size_t chunk)
-      : problem_(problem), first_pair_(problem.queries + 1) {
+      : problem_(problem), targets_(problem.targets), first_pair_(problem.queries + 1) {
+    if (!targets_ && !problem.group_positives) {
+      same_rows_.resize(problem.queries);
+      std::iota(same_rows_.begin(), same_rows_.end(), std::int64_t{0});
+      targets_ = same_rows_.data();
+    }
     if (problem.group_positives) {
       const std::int32_t* groups = problem.passage_groups;
       std::int32_t last = *std::max_element(groups, groups + problem.passages);
@@ -52,8 +58,11 @@ class Positives {
       }
   }
 
+  Positives(const Positives&) = delete;
+  Positives& operator=(const Positives&) = delete;
+
   std::span<const std::int64_t> of(std::size_t query) const {
-    if (!problem_.group_positives) return {problem_.targets + query, 1};
+    if (!problem_.group_positives) return {targets_ + query, 1};
     const std::int32_t group = problem_.query_groups[query];
     return {members_.data() + group_start_[group], members_.data() + group_start_[group + 1]};
   }
@@ -72,6 +81,8 @@ class Positives {
 
  private:
   const InfoNceProblem& problem_;
+  const std::int64_t* targets_;
+  std::vector<std::int64_t> same_rows_;   // the targets where none are given
   std::vector<std::size_t> group_start_;  // members_[group_start_[g] .. group_start_[g + 1]) are of group g
   std::vector<std::int64_t> members_;
   std::vector<std::size_t> first_pair_;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <new>
 
 namespace hybridfast {
 
@@ -36,13 +37,19 @@ class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(std::size_t count) { reset(count); }
-  void reset(std::size_t count) { floats_.reset(new float[count]); }
+  void reset(std::size_t count) {
+    floats_.reset(static_cast<float*>(operator new[](count * sizeof(float), kLine)));
+  }
   float* data() { return floats_.get(); }
   float& operator[](std::size_t i) { return floats_[i]; }
   const float& operator[](std::size_t i) const { return floats_[i]; }
 
  private:
-  std::unique_ptr<float[]> floats_;
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(float* floats) const { operator delete[](floats, kLine); }
+  };
+  std::unique_ptr<float[], Free> floats_;
 };
 
 }  // namespace hybridfast

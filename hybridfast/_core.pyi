@@ -46,7 +46,7 @@ def info_nce(
     queries: NDArray[Any],
     passages: NDArray[Any],
     temperature: float,
-    targets: NDArray[np.int64],
+    targets: NDArray[np.int64] | None,
     query_groups: NDArray[np.int32] | None,
     passage_groups: NDArray[np.int32] | None,
     margin: float,
@@ -61,4 +61,4 @@ def info_nce(
     passage_grads: NDArray[np.float32] | None,
     tolerance: float,
     threads: int,
-) -> tuple[float, float, float]: ...
+) -> tuple[float, float, float, float]: ...

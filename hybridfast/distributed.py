@@ -95,8 +95,8 @@ def info_nce(
             backend="auto",
             **options,
         )
-        if positives == "target" and queries.device.type == "cpu":
-            ops.check_targets(prepared[1], len(passages))
+        if positives == "target" and targets is not None and queries.device.type == "cpu":
+            ops.check_targets(targets, len(passages))
     except ValueError as error:
         refused = error
     settings = [
@@ -110,14 +110,15 @@ def info_nce(
         normalize,
     ]
     ranks = _Ranks.meet(process_group, queries, passages, settings, refused)
-    scalar, targets, compute_dtype = cast("tuple[Tensor, Tensor, torch.dtype | None]", prepared)
+    temperature, compute_dtype = cast("tuple[Tensor | float, torch.dtype | None]", prepared)
+    targets = ops.targets_tensor(targets, queries, passages)
     scale = ranks.world / sum(ranks.queries)
     if exchange == "gather" and in_batch and not bidirectional:
         groups_N = None if passage_groups is None else ranks.gather(passage_groups)
         total = local.info_nce(
             queries,
             _AllGather.apply(passages, ranks),
-            scalar,
+            temperature,
             targets=targets + ranks.first_passage,
             query_groups=query_groups,
             passage_groups=groups_N,
@@ -140,6 +141,7 @@ def info_nce(
         scale,
         _Ring if exchange == "ring" else _Gathered,
     )
+    scalar = ops.temperature_tensor(temperature, queries.device)
     return cast(Tensor, _Exchanged.apply(queries, passages, scalar, problem, ranks))
 
 

@@ -85,7 +85,7 @@ def info_nce(
             "return_stats needs the gradients formed with the loss: reduction must not be 'none'"
         )
     _check_choice("reduction", reduction, REDUCTIONS)
-    temperature, targets, compute_dtype = prepare(
+    temperature, compute_dtype = prepare(
         queries,
         passages,
         temperature,
@@ -101,14 +101,18 @@ def info_nce(
         backend=backend,
     )
     with_grad = torch.is_grad_enabled()
-    needs = [with_grad and value.requires_grad for value in (queries, passages, temperature)]
-    loss, *_, stats = ops.info_nce(
+    needs = [
+        with_grad and isinstance(value, Tensor) and value.requires_grad
+        for value in (queries, passages, temperature)
+    ]
+    problem = ops.Problem(
         queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
-        in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs, reduction,
+        in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs,
     )  # fmt: skip
+    loss, stats = ops.info_nce(problem, reduction)
     if not return_stats:
         return loss
-    kept, dropped = stats.tolist()
+    kept, dropped = stats.tolist() if isinstance(stats, Tensor) else stats
     return loss, InfoNCEStats(kept, dropped)
 
 
@@ -127,8 +131,8 @@ def prepare(
     grad_tolerance: float,
     compute_dtype: torch.dtype | None,
     backend: str,
-) -> tuple[Tensor, Tensor, torch.dtype | None]:
-    """Check `info_nce`'s arguments; the temperature as a tensor, the targets, and autocast's dtype."""
+) -> tuple[Tensor | float, torch.dtype | None]:
+    """Check `info_nce`'s arguments; the temperature as a number or a tensor (), and autocast's dtype."""
     _check_shapes(queries, passages, targets, query_groups, passage_groups)
     _check_choice("positives", positives, POSITIVES)
     _check_choice("backend", backend, ops.BACKENDS)
@@ -151,21 +155,17 @@ def prepare(
     if compute_dtype is not None and compute_dtype not in DTYPES:
         raise ValueError(f"compute_dtype must be one of {_names(DTYPES)}, got {compute_dtype}")
     ops.block_backend(backend, queries.device, queries.dtype, compute_dtype)
-    if targets is None:
-        if positives == "target" and len(queries) > len(passages):
-            raise ValueError(
-                "targets must be given for more queries than passages, "
-                f"got {len(queries)} and {len(passages)}"
-            )
-        targets = torch.arange(len(queries), device=queries.device).clamp(max=len(passages) - 1)
-    return _scalar(temperature, queries.device), targets, compute_dtype
+    if targets is None and positives == "target" and len(queries) > len(passages):
+        raise ValueError(
+            f"targets must be given for more queries than passages, got {len(queries)} and {len(passages)}"
+        )
+    return _scalar(temperature), compute_dtype
 
 
-def _scalar(temperature: float | Tensor, device: torch.device | None = None) -> Tensor:
+def _scalar(temperature: float | Tensor) -> float | Tensor:
     if not isinstance(temperature, Tensor):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
-        return torch.full((), temperature, dtype=torch.float64, device=device)
+        ops.check_temperature(temperature)
+        return float(temperature)
     if temperature.numel() != 1 or not temperature.is_floating_point():
         raise ValueError(
             "temperature must be a floating scalar, "

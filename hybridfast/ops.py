@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,7 +24,8 @@ MOST_PAIRS = 1 << 20  # positive pairs that the native backend keeps: 16 MB
 # Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
 # until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
 Gradients = tuple[Tensor, Tensor, Tensor]
-Formed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # losses, then gradients
+Weights = Tensor | float | None  # d(objective)/d(losses), where it is one for all a number
+Stats = tuple[float, float]
 
 _PROBLEM = (
     "Tensor queries, Tensor passages, Tensor temperature, Tensor targets, Tensor? query_groups, "
@@ -37,8 +40,8 @@ torch.library.define(
 )
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _wide(x: Tensor | float) -> torch.dtype:
+    return torch.float64 if not isinstance(x, Tensor) else torch.promote_types(x.dtype, torch.float32)
 
 
 def check_targets(targets: Tensor, passages: int) -> None:
@@ -48,13 +51,36 @@ def check_targets(targets: Tensor, passages: int) -> None:
         raise ValueError(f"targets must be rows of the {passages} passages, got {low if low < 0 else high}")
 
 
+def check_temperature(value: float) -> None:
+    """A ValueError unless the temperature is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+
+
+def temperature_tensor(temperature: Tensor | float, device: torch.device) -> Tensor:
+    """The temperature as a tensor ()."""
+    if isinstance(temperature, Tensor):
+        return temperature
+    return torch.full((), temperature, dtype=torch.float64, device=device)
+
+
+def targets_tensor(targets: Tensor | None, queries: Tensor, passages: Tensor) -> Tensor:
+    """The targets (Q,), by default passage i for query i."""
+    if targets is not None:
+        return targets
+    same_rows = torch.arange(len(queries), device=queries.device)
+    if len(queries) > len(passages):  # where groups say what the positives are
+        same_rows = same_rows.clamp(max=len(passages) - 1)
+    return same_rows
+
+
 class Problem(NamedTuple):
     """The arguments that both ops share, in their order. `needs`: which of the three gradients are wanted."""
 
     queries: Tensor
     passages: Tensor
-    temperature: Tensor
-    targets: Tensor
+    temperature: Tensor | float
+    targets: Tensor | None  # None: query i's is passage i
     query_groups: Tensor | None
     passage_groups: Tensor | None
     positives: str
@@ -67,14 +93,21 @@ class Problem(NamedTuple):
     backend: str
     needs: list[bool]
 
+    def in_tensors(self) -> Problem:
+        """The same with nothing left out or a number that the ops' schemas call a tensor."""
+        return self._replace(
+            temperature=temperature_tensor(self.temperature, self.queries.device),
+            targets=targets_tensor(self.targets, self.queries, self.passages),
+        )
+
     def check_values(self) -> None:
         """What only the values tell. Those on an accelerator are not read: that would stall its stream."""
-        if self.temperature.device.type == "cpu" and not 0 < self.temperature.item() < float("inf"):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature.item()}")
-        if self.targets.device.type != "cpu":
-            return
-        check_targets(self.targets, len(self.passages))
+        temperature = self.temperature
+        if isinstance(temperature, Tensor) and temperature.device.type == "cpu":
+            check_temperature(temperature.item())
         if self.positives != "groups" or self.query_groups is None or self.passage_groups is None:
+            return
+        if self.query_groups.device.type != "cpu":
             return
         lonely = ~torch.isin(self.query_groups, self.passage_groups)
         if lonely.any():
@@ -97,61 +130,57 @@ class Problem(NamedTuple):
         return None
 
 
-def _run(problem: Problem, weights: Tensor | None) -> tuple[Tensor, Gradients, Tensor]:
-    """Losses (Q,), the gradients that are needed, given weights = d(objective)/d(losses), and statistics.
-
-    The statistics are two float64: the share of pairs that the gradients sum, and the largest share of a
-    query's negatives that they leave out.
-    """
+def _run(problem: Problem, weights: Weights, reduction: str = "none") -> tuple[Tensor, Gradients, Stats]:
+    """The loss or losses, the gradients that are needed, given weights, and what those left out."""
     problem.check_values()
     gap = problem.native_gap()
     if problem.backend == "cpu" and gap:
         raise ValueError(f"backend='cpu' does not cover {gap}; use backend='auto' or 'torch'")
-    if gap is None and problem.backend in ("auto", "cpu"):
-        (losses, *grads), stats = _run_native(problem, weights)
-    else:
-        (losses, *grads), stats = _run_blocks(problem, weights), (1.0, 0.0)
-    inputs = (problem.queries, problem.passages, problem.temperature)
-    wanted = [
-        like.new_empty(0, dtype=_wide(like))
-        if grad is None or not need
-        else grad.to(like.device, _wide(like))
-        for grad, need, like in zip(grads, problem.needs, inputs, strict=True)
-    ]
-    device = problem.queries.device  # a tensor of the CPU's would keep torch.compile from using CUDA graphs
-    on_device = [torch.full((), value, dtype=torch.float64, device=device) for value in stats]
-    return losses, (wanted[0], wanted[1], wanted[2]), torch.stack(on_device)
+    native = gap is None and problem.backend in ("auto", "cpu")
+    return (_run_native if native else _run_blocks)(problem, weights, reduction)
 
 
-def _run_native(problem: Problem, weights: Tensor | None) -> tuple[Formed, tuple[float, float]]:
-    queries, passages = problem.queries, problem.passages
+# Of a small batch's step most is what Python and torch take around the kernels: no op here is one too many.
+def _run_native(problem: Problem, weights: Weights, reduction: str) -> tuple[Tensor, Gradients, Stats]:
+    queries, passages, temperature = problem.queries, problem.passages, problem.temperature
+    of_queries, of_passages, of_temperature = (need and weights is not None for need in problem.needs)
     losses = torch.empty(len(queries))
-    query_grads = passage_grads = None
-    if weights is not None and (problem.needs[0] or problem.needs[2]):  # the temperature's comes with them
-        query_grads = torch.empty(queries.shape)
-    if weights is not None and problem.needs[1]:
-        passage_grads = torch.empty(passages.shape)
-    temperature_grad, *stats = _core.info_nce(
+    with_queries = of_queries or of_temperature
+    query_grads = torch.empty(queries.shape if with_queries else 0)
+    passage_grads = torch.empty(passages.shape if of_passages else 0)
+    total, temperature_grad, *stats = _core.info_nce(
         _rows(queries),
         _rows(passages),
-        problem.temperature.item(),
-        problem.targets.contiguous().numpy(),
+        temperature.item() if isinstance(temperature, Tensor) else temperature,
+        None if problem.targets is None else problem.targets.contiguous().numpy(),
         *_dense_groups(problem.query_groups, problem.passage_groups),
         problem.margin,
         problem.normalize,
         problem.in_batch,
         problem.positives == "groups",
         problem.bidirectional,
-        (problem.compute_dtype or problem.queries.dtype) == torch.bfloat16,
+        (problem.compute_dtype or queries.dtype) == torch.bfloat16,
         losses.numpy(),
-        None if weights is None else weights.detach().float().contiguous().numpy(),
-        None if query_grads is None else query_grads.numpy(),
-        None if passage_grads is None else passage_grads.numpy(),
+        _float_array(weights, len(queries)),
+        query_grads.numpy() if with_queries else None,
+        passage_grads.numpy() if of_passages else None,
         problem.grad_tolerance,
         torch.get_num_threads(),
     )
-    formed = None if weights is None else problem.temperature.new_tensor(temperature_grad)
-    return (losses, query_grads, passage_grads, formed), (stats[0], stats[1])
+    grads = (
+        query_grads if of_queries else torch.empty(0),
+        passage_grads,
+        torch.tensor(temperature_grad if of_temperature else [], dtype=_wide(temperature)),
+    )
+    if reduction != "none":
+        losses = torch.tensor(total / len(queries) if reduction == "mean" else total, dtype=torch.float32)
+    return losses, grads, (stats[0], stats[1])
+
+
+def _float_array(weights: Weights, count: int) -> Any:
+    if isinstance(weights, Tensor):
+        return weights.detach().float().contiguous().numpy()
+    return None if weights is None else np.full(count, weights, np.float32)
 
 
 def _rows(embeddings: Tensor) -> Any:
@@ -218,16 +247,23 @@ def block_kernels(
     return cast("blocks.Kernels", importlib.import_module(f"hybridfast.{name}_kernels"))
 
 
-def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
-    compute_dtype = problem.compute_dtype or problem.queries.dtype
-    kernels = block_kernels(problem.backend, problem.queries.device, problem.queries.dtype, compute_dtype)
-    with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
-        return blocks.info_nce(
+def _run_blocks(problem: Problem, weights: Weights, reduction: str) -> tuple[Tensor, Gradients, Stats]:
+    queries, passages = problem.queries, problem.passages
+    temperature = temperature_tensor(problem.temperature, queries.device)
+    targets = targets_tensor(problem.targets, queries, passages)
+    if targets.device.type == "cpu":
+        check_targets(targets, len(passages))
+    if isinstance(weights, float):
+        weights = queries.new_full((len(queries),), weights, dtype=_wide(queries))
+    compute_dtype = problem.compute_dtype or queries.dtype
+    kernels = block_kernels(problem.backend, queries.device, queries.dtype, compute_dtype)
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        losses, *formed = blocks.info_nce(
             kernels,
-            problem.queries,
-            problem.passages,
-            problem.temperature,
-            problem.targets,
+            queries,
+            passages,
+            temperature,
+            targets,
             problem.query_groups,
             problem.passage_groups,
             positives=problem.positives,
@@ -239,22 +275,33 @@ def _run_blocks(problem: Problem, weights: Tensor | None) -> Formed:
             weights=weights,
             needs=(problem.needs[0], problem.needs[1]),
         )
+    grads = [
+        like.new_empty(0, dtype=_wide(like))
+        if grad is None or not need
+        else grad.to(like.device, _wide(like))
+        for grad, need, like in zip(formed, problem.needs, (queries, passages, temperature), strict=True)
+    ]
+    if reduction != "none":
+        losses = losses.mean() if reduction == "mean" else losses.sum()
+    return losses, (grads[0], grads[1], grads[2]), (1.0, 0.0)
 
 
+def _form(problem: Problem, reduction: str) -> tuple[Tensor, Gradients, Stats]:
+    """The loss or losses; and the gradients, unless the weight of each loss comes with the backward pass."""
+    weights = None
+    if reduction != "none" and any(problem.needs):
+        weights = 1 / len(problem.queries) if reduction == "mean" else 1.0
+    return _run(problem, weights, reduction)
+
+
+@torch.library.impl("hybridfast::info_nce", "CompositeExplicitAutograd")
 def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *shared, reduction = arguments
     problem = Problem(*shared)
-    weights = None
-    if reduction != "none" and any(problem.needs):
-        weight = 1 / len(problem.queries) if reduction == "mean" else 1.0
-        weights = problem.queries.new_full((len(problem.queries),), weight, dtype=_wide(problem.queries))
-    losses, grads, stats = _run(problem, weights)
-    if reduction != "none":
-        losses = losses.mean() if reduction == "mean" else losses.sum()
-    return losses, *grads, stats
-
-
-torch.library.impl("hybridfast::info_nce", "CompositeExplicitAutograd", _info_nce)
+    loss, grads, stats = _form(problem, reduction)
+    # On the device: a tensor of the CPU's would keep torch.compile from using CUDA graphs.
+    on_device = [problem.queries.new_full((), value, dtype=torch.float64) for value in stats]
+    return loss, *grads, torch.stack(on_device)
 
 
 @torch.library.register_fake("hybridfast::info_nce")
@@ -280,7 +327,7 @@ def _info_nce_gradients_fake(*arguments: Any) -> Gradients:
 
 
 def _fake_gradients(problem: Problem) -> Gradients:
-    inputs = (problem.queries, problem.passages, problem.temperature)
+    inputs = (problem.queries, problem.passages, cast(Tensor, problem.temperature))
     out = [
         like.new_empty(like.shape if need else (0,), dtype=_wide(like))
         for like, need in zip(inputs, problem.needs, strict=True)
@@ -292,26 +339,32 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *shared, reduction = inputs
     _, *grads, stats = output
     ctx.mark_non_differentiable(*grads, stats)
-    ctx.set_materialize_grads(False)  # or backward would begin with zeros for each of those
-    problem = Problem(*shared)
-    ctx.needs, ctx.arguments = problem.needs, len(inputs)
-    ctx.dtypes = [x.dtype for x in (problem.queries, problem.passages, problem.temperature)]
-    ctx.recompute = reduction == "none"  # the weight of each loss comes with the backward pass
+    _keep(ctx, Problem(*shared), reduction, grads)
+
+
+def _keep(ctx: Any, problem: Problem, reduction: str, grads: Sequence[Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # or backward would begin with zeros for outputs without a gradient
+    ctx.needs, ctx.arguments = problem.needs, len(problem) + 1
+    ctx.dtypes = [
+        x.dtype if isinstance(x, Tensor) else None
+        for x in (problem.queries, problem.passages, problem.temperature)
+    ]
+    ctx.recompute = reduction == "none"
     if ctx.recompute:
-        ctx.save_for_backward(*shared[:6])
-        ctx.settings = shared[6:]
+        tensors, ctx.settings = problem.in_tensors()[:6], problem[6:]
+        ctx.save_for_backward(*tensors)
     else:
         ctx.save_for_backward(*grads)
 
 
-def _scaled(saved: Tensor, grad: Tensor) -> Tensor:
-    """A saved gradient times the upstream one, in its own memory unless the graph is kept for later."""
+def _scaled(saved: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """Saved gradients times the upstream one, in their own memory unless the graph is kept for later."""
     graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    if type(saved) is not Tensor or graph_is_kept():  # a subclass is tracing
-        return saved * grad.to(saved.dtype)
-    if grad.device.type == "cpu" and grad.item() == 1:  # as it is unless losses are summed or scaled
-        return saved.detach()
-    return saved.mul_(grad).detach()
+    if any(type(x) is not Tensor for x in saved) or graph_is_kept():  # a subclass is tracing
+        return [x * grad.to(x.dtype) for x in saved]
+    if grad.device.type == "cpu" and grad.item() == 1:  # as they are unless losses are summed or scaled
+        return [x.detach() for x in saved]
+    return [x.mul_(grad).detach() for x in saved]
 
 
 def _backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
@@ -319,13 +372,13 @@ def _backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Tensor | Non
         return (None,) * ctx.arguments
     if torch.is_grad_enabled():
         raise RuntimeError("info_nce has no second derivative: call backward without create_graph=True")
-    if ctx.recompute:
-        grads = torch.ops.hybridfast.info_nce_gradients(*ctx.saved_tensors, *ctx.settings, grad)
-    else:
-        grads = [_scaled(saved, grad) for saved in ctx.saved_tensors]
+    grads = ctx.saved_tensors
+    if ctx.recompute:  # from the arguments, which are what is saved
+        grads = torch.ops.hybridfast.info_nce_gradients(*grads, *ctx.settings, grad)
+    wanted = [x for x, need in zip(grads, ctx.needs, strict=True) if need]
+    scaled = iter(wanted if ctx.recompute else _scaled(wanted, grad))
     kept = [
-        grad.to(dtype) if need else None
-        for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs, strict=True)
+        next(scaled).to(dtype) if need else None for dtype, need in zip(ctx.dtypes, ctx.needs, strict=True)
     ]
     return (*kept, *[None] * (ctx.arguments - 3))
 
@@ -337,16 +390,23 @@ class _InfoNCE(torch.autograd.Function):
     """The op called at once: torch.library's dispatch takes longer than the loss of a small batch."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _info_nce(*arguments)
-        _setup_context(ctx, arguments, output)
-        return output
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Stats]:
+        *shared, reduction = arguments
+        problem = Problem(*shared)
+        loss, grads, stats = _form(problem, reduction)
+        _keep(ctx, problem, reduction, grads)
+        return loss, stats
 
     backward = staticmethod(_backward)
 
 
-def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
-    """`torch.ops.hybridfast.info_nce`, by the shortest way where nothing traces it."""
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-    call = torch.ops.hybridfast.info_nce if traced else _InfoNCE.apply
-    return cast("tuple[Tensor, ...]", call(*arguments))
+def info_nce(problem: Problem, reduction: str) -> tuple[Tensor, Stats | Tensor]:
+    """`torch.ops.hybridfast.info_nce`, by the shortest way where nothing traces it.
+
+    The loss or losses; and the share of pairs that the gradients sum, with the largest share of a query's
+    negatives that they leave out.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        loss, *_, stats = torch.ops.hybridfast.info_nce(*problem.in_tensors(), reduction)
+        return loss, stats
+    return cast("tuple[Tensor, Stats]", _InfoNCE.apply(*problem, reduction))

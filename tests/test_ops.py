@@ -197,6 +197,43 @@ def test_bfloat16_products_round_the_factors_only(options):
         assert (value - wanted).norm() <= 4 * logit_error * wanted.norm()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"grad_tolerance": 1e-3}, {"compute_dtype": torch.bfloat16}],
+    ids=str,
+)
+@pytest.mark.parametrize("largest", ["above the sample", "below the start"])
+def test_largest_logits_that_the_sample_does_not_show(largest, options):
+    """The native kernels shift logits by the largest of every 70th passage; some queries' are far from it.
+
+    Either their nearest negatives are not among those, or those are masked and all others far below 0.
+    """
+    q, p, targets = problem(300, 700, 32)
+    odd = torch.tensor([3, 40, 41, 250, 299])
+    groups = {}
+    if largest == "above the sample":
+        p[2 * odd + 1] = q[odd]
+    else:
+        p[:, 0] += 20
+        q[odd] = torch.zeros(32).index_fill_(0, torch.tensor([0]), -1.0) + 0.1 * q[odd]
+        groups = {"query_groups": torch.arange(300), "passage_groups": torch.arange(700) + 1000}
+        groups["query_groups"][odd] = 5
+        groups["passage_groups"][::70] = 5
+    q, p = (F.normalize(x).bfloat16().float() for x in (q, p))  # products of bfloat16 are exact
+    options = {"normalize": False, **groups, **options}
+    exact_options = {k: v for k, v in options.items() if k not in ("grad_tolerance", "compute_dtype")}
+    weights = torch.ones(300, dtype=torch.float64)
+    exact = gradients(
+        reference.info_nce, q.double(), p.double(), 2e-3, weights, targets=targets, **exact_options
+    )
+    got = gradients(info_nce, q, p, 2e-3, weights, targets=targets, **options)
+    assert got[0][odd].double().numpy() == pytest.approx(exact[0][odd].numpy(), rel=1e-4, abs=1e-4)
+    tolerance = 2**-7 if "compute_dtype" in options else 2 * options.get("grad_tolerance", 0) + 1e-3
+    for value, wanted in zip(got[1:3], exact[1:3], strict=True):
+        assert (value - wanted).norm() <= tolerance * wanted.norm()
+    assert (got[1] - exact[1])[odd].norm() <= tolerance * exact[1][odd].norm()
+
+
 @pytest.mark.parametrize("dim", [19, 200, 384])
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-2])
 def test_filter_keeps_to_its_tolerance(dim, tolerance):
@@ -366,7 +403,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_binding_refuses_what_does_not_fit():
     q, p, targets = problem(4, 5, 3)
-    with pytest.raises(ValueError, match="targets must be rows of passages, got 9"):
+    with pytest.raises(ValueError, match="targets must be rows of the 5 passages, got 9"):
         native(q, p, targets + 9 - targets, 1)
     with pytest.raises(ValueError, match="targets has the wrong shape"):
         native(q, p, targets[:3], 1)

@@ -187,17 +187,17 @@ def test_no_call_waits_for_the_device(monkeypatch, dim, dtype, in_batch, positiv
     groups = [torch.empty(rows, dtype=torch.int64, device="meta") for rows in (64, 128)]
     t = {"float": 0.1, "of the CPU": torch.tensor(0.1), "of the device": torch.empty((), device="meta")}
     with NoCopies():
-        scalar, targets, compute_dtype = loss.prepare(
+        scalar, compute_dtype = loss.prepare(
             q, p, t[temperature], targets=None, query_groups=groups[0], passage_groups=groups[1],
             positives=positives, bidirectional=in_batch, in_batch=in_batch, margin=0.1,
             grad_tolerance=0.0, compute_dtype=None, backend="auto",
         )  # fmt: skip
         problem = ops.Problem(
-            q, p, scalar, targets, *groups, positives, in_batch, in_batch, 0.1, True, 0.0, compute_dtype,
+            q, p, scalar, None, *groups, positives, in_batch, in_batch, 0.1, True, 0.0, compute_dtype,
             "auto", [True, True, temperature == "of the device"],
         )  # fmt: skip
-        losses, grads, stats = ops._run(problem, torch.empty(64, device="meta"))
-    assert {x.device.type for x in (losses, stats, *grads[:2])} == {"meta"}
+        losses, grads, _ = ops._run(problem, torch.empty(64, device="meta"))
+    assert {x.device.type for x in (losses, *grads[:2])} == {"meta"}
     assert triton_kernels._sums_kernel in launched
 
 

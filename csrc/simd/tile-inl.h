@@ -133,29 +133,30 @@ void pair_neighbours(const float* row, std::size_t count, float* pairs) {
   _mm256_mask_storeu_epi32(pairs + c / 2, units, reinterpret_cast<__m256i>(rounded));
 }
 
-void pair_tile(float* tile, std::size_t count, float* neighbours) {
+// Rows j and j + 1 of a tile, from column v on: as pairs of rows, and each as pairs of neighbours.
+void store_pairs(Vector even, Vector odd, std::size_t j, std::size_t v, float* rows, float* neighbours) {
+  const auto first = reinterpret_cast<__m512>(even), second = reinterpret_cast<__m512>(odd);
+  float* place = neighbours + (j * kColumns + v) / 2;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(first)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place + kColumns / 2),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second)));
+  _mm512_storeu_ps(rows + j / 2 * kColumns + v, interleave(first, second));
+}
+
+void pair_tile(const float* tile, std::size_t count, float* rows, float* neighbours) {
   for (std::size_t j = 0; j < count; j += 2)
     for (std::size_t v = 0; v < kColumns; v += kLanes) {
       const float* place = tile + j * kColumns + v;
-      float* row = neighbours + (j * kColumns + v) / 2;
-      const __m512 even = _mm512_loadu_ps(place);
-      __m512 odd = _mm512_setzero_ps();
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(row),
-                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
-      if (j + 1 < count) {
-        odd = _mm512_loadu_ps(place + kColumns);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + kColumns / 2),
-                            reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
-      }
-      _mm512_storeu_ps(tile + j / 2 * kColumns + v, interleave(even, odd));
+      store_pairs(load(place), j + 1 < count ? load(place + kColumns) : splat(0.0f), j, v, rows, neighbours);
     }
 }
 #endif
 
-// exp(x) for x <= 0 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial whose upper
+// exp(x) for x <= 88 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial whose upper
 // four coefficients minimise the largest relative error, 4e-9. Results below the least normal number are 0;
 // NaN stays NaN.
-Vector exp_nonpositive(Vector x) {
+Vector exp_to_88(Vector x) {
   const Vector least = splat(-87.33654f);
   const Vector clamped = x < least ? least : x;
   const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
@@ -188,65 +189,63 @@ void logits(float* tile, std::size_t count, const float* scale, const float* bia
   }
 }
 
-void softmax(float* tile, std::size_t count, float* max, float* sum) {
+// One row of `exponentials` and its column sums.
+struct Exponentials {
+  Vector shift, top, total;
+
+  explicit Exponentials(const float* shifts)
+      : shift(load(shifts)), top(splat(kMinusInfinity)), total(splat(0.0f)) {}
+
+  Vector operator()(Vector logit) {
+    const Vector most = splat(80.0f);
+    top = logit > top ? logit : top;
+    const Vector exponent = logit - shift;
+    const Vector value = exp_to_88(most < exponent ? most : exponent);
+    total += value;
+    return value;
+  }
+};
+
+void exponentials(const float* tile, std::size_t count, const float* shift, const float* scale, float* max,
+                  float* sum, float* out) {
   for (std::size_t v = 0; v < kColumns; v += kLanes) {
-    Vector top = splat(kMinusInfinity);
+    Exponentials column(shift + v);
     for (std::size_t j = 0; j < count; ++j) {
-      const Vector value = load(tile + j * kColumns + v);
-      top = value > top ? value : top;
+      const std::size_t place = j * kColumns + v;
+      store(out + place, column(load(tile + place)) * scale[j]);
     }
-    const Vector shift = top == kMinusInfinity ? splat(0.0f) : top;
-    Vector total = splat(0.0f);
-    for (std::size_t j = 0; j < count; ++j) {
-      float* place = tile + j * kColumns + v;
-      const Vector value = exp_nonpositive(load(place) - shift);
-      store(place, value);
-      total += value;
-    }
-    store(max + v, top);
-    store(sum + v, total);
+    store(max + v, column.top);
+    store(sum + v, column.total);
   }
 }
 
-void join(const float* max, const float* sum, std::size_t tiles, float* top, double* total) {
+#ifdef __AVX512BF16__
+void paired_exponentials(const float* tile, std::size_t count, const float* shift, const float* scale,
+                         float* max, float* sum, float* rows, float* neighbours) {
   for (std::size_t v = 0; v < kColumns; v += kLanes) {
-    Vector tops = splat(kMinusInfinity);
-    for (std::size_t t = 0; t < tiles; ++t) {
-      const Vector value = load(max + t * kColumns + v);
-      tops = value > tops ? value : tops;
+    Exponentials column(shift + v);
+    for (std::size_t j = 0; j < count; j += 2) {
+      const float* place = tile + j * kColumns + v;
+      const Vector even = column(load(place)) * scale[j];
+      const Vector odd = j + 1 < count ? column(load(place + kColumns)) * scale[j + 1] : splat(0.0f);
+      store_pairs(even, odd, j, v, rows, neighbours);
     }
-    store(top + v, tops);
-    const Vector shift = tops == kMinusInfinity ? splat(0.0f) : tops;
-    for (std::size_t c = 0; c < kLanes; ++c) total[v + c] = 0;
-    for (std::size_t t = 0; t < tiles; ++t) {
-      const std::size_t place = t * kColumns + v;
-      const Vector part = load(sum + place) * exp_nonpositive(load(max + place) - shift);
-      for (std::size_t c = 0; c < kLanes; ++c) total[v + c] += part[c];
-    }
+    store(max + v, column.top);
+    store(sum + v, column.total);
   }
 }
+#endif
 
-void rescale(float* tile, std::size_t count, const float* scale, const float* max, const float* shift,
-             const float* weight) {
-  for (std::size_t v = 0; v < kColumns; v += kLanes) {
-    const Vector factor = load(weight + v) * exp_nonpositive(load(max + v) - load(shift + v));
-    for (std::size_t j = 0; j < count; ++j) {
-      float* place = tile + j * kColumns + v;
-      store(place, load(place) * factor * scale[j]);
-    }
-  }
-}
-
-void weigh(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
-           const float* row_shift, const float* row_weight) {
+void weigh(const float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
+           const float* row_shift, const float* row_weight, float* out) {
   for (std::size_t v = 0; v < kColumns; v += kLanes) {
     const Vector shifts = load(shift + v), weights = load(weight + v);
     for (std::size_t j = 0; j < count; ++j) {
-      float* place = tile + j * kColumns + v;
-      const Vector logit = load(place);
+      const std::size_t place = j * kColumns + v;
+      const Vector logit = load(tile + place);
       const Vector sum =
-          weights * exp_nonpositive(logit - shifts) + row_weight[j] * exp_nonpositive(logit - row_shift[j]);
-      store(place, sum * scale[j]);
+          weights * exp_to_88(logit - shifts) + row_weight[j] * exp_to_88(logit - row_shift[j]);
+      store(out + place, sum * scale[j]);
     }
   }
 }
@@ -265,10 +264,10 @@ void add_rows(const float* tile, std::size_t count, std::size_t columns, float* 
     for (std::size_t c = 0; c < kLanes; ++c) top = tops[c] > top ? tops[c] : top;
     const float shift = top == kMinusInfinity ? 0.0f : top;
     Vector total = splat(0.0f);
-    for (std::size_t v = 0; v < kColumns; v += kLanes) total += exp_nonpositive(load(padded + v) - shift);
+    for (std::size_t v = 0; v < kColumns; v += kLanes) total += exp_to_88(load(padded + v) - shift);
     float add = 0.0f;
     for (std::size_t c = 0; c < kLanes; ++c) add += total[c];
-    sum[j] = sum[j] * exp_nonpositive(splat(max[j] - shift))[0] + add;
+    sum[j] = sum[j] * exp_to_88(splat(max[j] - shift))[0] + add;
     max[j] = top;
   }
 }

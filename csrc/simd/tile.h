@@ -49,34 +49,33 @@ struct TileKernels {
   void (*pair_rows)(const float* even, const float* odd, std::size_t count, float* pairs);
   void (*pair_neighbours)(const float* row, std::size_t count, float* pairs);
 
-  // Both for a tile, null alike: its rows by neighbours to `neighbours`, and in its own place pairs of rows;
-  // the last of an odd number is paired with zeros.
-  void (*pair_tile)(float* tile, std::size_t count, float* neighbours);
+  // Both for a tile, null alike: pairs of its rows to `rows`, where the last of an odd number is paired with
+  // zeros, and pairs of neighbours in a row to `neighbours`. Both have room for an even number of rows.
+  void (*pair_tile)(const float* tile, std::size_t count, float* rows, float* neighbours);
 
   // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where groups are given, an
   // entry whose passage and query share one becomes -inf.
   void (*logits)(float* tile, std::size_t count, const float* scale, const float* bias,
                  const std::int32_t* passage_groups, const std::int32_t* query_groups);
 
-  // tile = exp(tile - max), with the maximum and the sum of each column; a column of -inf gives (-inf, 0).
-  void (*softmax)(float* tile, std::size_t count, float* max, float* sum);
+  // out[j, c] = exp(tile[j, c] - shift[c]) * scale[j], with the sum of each column's exponentials and the
+  // largest of what they were taken of. An exponent above 80 counts as 80.
+  void (*exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
+                       float* max, float* sum, float* out);
 
-  // Joins what `softmax` gave for several tiles: top[c] = the largest of max[t * columns + c] over tiles t,
-  // and total[c] = the sum of sum[t * columns + c] * exp(max[t * columns + c] - top[c]).
-  void (*join)(const float* max, const float* sum, std::size_t tiles, float* top, double* total);
+  // The same, but what would be `out` goes to `rows` and `neighbours` as by pair_tile; null
+  // alike.
+  void (*paired_exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
+                              float* max, float* sum, float* rows, float* neighbours);
 
   // Adds each row of the tile to a running sum: with m the new maximum of row j,
   // sum[j] = sum[j] * exp(max[j] - m) + sum_c exp(tile[j, c] - m), and max[j] = m.
   void (*add_rows)(const float* tile, std::size_t count, std::size_t columns, float* max, float* sum);
 
-  // tile[j, c] *= weight[c] * exp(max[c] - shift[c]) * scale[j].
-  void (*rescale)(float* tile, std::size_t count, const float* scale, const float* max, const float* shift,
-                  const float* weight);
-
-  // tile[j, c] = (weight[c] * exp(tile[j, c] - shift[c]) + row_weight[j] * exp(tile[j, c] - row_shift[j])) *
+  // out[j, c] = (weight[c] * exp(tile[j, c] - shift[c]) + row_weight[j] * exp(tile[j, c] - row_shift[j])) *
   // scale[j].
-  void (*weigh)(float* tile, std::size_t count, const float* scale, const float* shift, const float* weight,
-                const float* row_shift, const float* row_weight);
+  void (*weigh)(const float* tile, std::size_t count, const float* scale, const float* shift,
+                const float* weight, const float* row_shift, const float* row_weight, float* out);
 
   // For levels l < `levels`, kLevels or kNearLevels, and each column, adds to dropped[l * columns + c] what
   // the entries below a share of first[c] * 2^l sum to, where an entry's share is tile[j, c] * factor[c]. Of

@@ -4,6 +4,6 @@
 #include "simd/tile-inl.h"
 
 const hybridfast::simd::TileKernels hybridfast::simd::avx512_kernels = {
-    "avx512", kRows,        kColumns, score_tile, multiply<false>, nullptr,  nullptr, nullptr,
-    nullptr,  logits,       softmax,  join,       add_rows,        rescale,  weigh,   survey,
-    select,   combine_rows, nullptr,  dot,        project,         transpose};
+    "avx512",     kRows,   kColumns,     score_tile, multiply<false>, nullptr, nullptr, nullptr,
+    nullptr,      logits,  exponentials, nullptr,    add_rows,        weigh,   survey,  select,
+    combine_rows, nullptr, dot,          project,    transpose};

@@ -4,8 +4,7 @@
 #include "simd/tile-inl.h"
 
 const hybridfast::simd::TileKernels hybridfast::simd::avx512bf16_kernels = {
-    "avx512bf16",   kRows,     kColumns,        score_tile,    multiply<false>,
-    multiply<true>, pair_rows, pair_neighbours, pair_tile,     logits,
-    softmax,        join,      add_rows,        rescale,       weigh,
-    survey,         select,    combine_rows,    combine_pairs, dot,
-    project,        transpose};
+    "avx512bf16", kRows,           kColumns,  score_tile, multiply<false>, multiply<true>,
+    pair_rows,    pair_neighbours, pair_tile, logits,     exponentials,    paired_exponentials,
+    add_rows,     weigh,           survey,    select,     combine_rows,    combine_pairs,
+    dot,          project,         transpose};
