@@ -7,7 +7,7 @@
 
 #include "bind_embeddings.h"
 #include "bindings.h"
-#include "infonce.h"
+#include "infonce/infonce.h"
 
 namespace py = pybind11;
 

@@ -234,6 +234,15 @@ def test_largest_logits_that_the_sample_does_not_show(largest, options):
     assert (got[1] - exact[1])[odd].norm() <= tolerance * exact[1][odd].norm()
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_products_beyond_float32_do_not_pass_for_a_loss(tolerance, bidirectional):
+    q, p, targets = problem(40, 90, 8)
+    p[:45] *= 1e20
+    options = {"normalize": False, "targets": targets, "grad_tolerance": tolerance}
+    assert info_nce(q * 1e20, p, 1.0, bidirectional=bidirectional, **options).isnan()
+
+
 @pytest.mark.parametrize("dim", [19, 200, 384])
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-2])
 def test_filter_keeps_to_its_tolerance(dim, tolerance):

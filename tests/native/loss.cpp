@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "infonce.h"
+#include "infonce/infonce.h"
 #include "simd/level.h"
 #include "threads.h"
 

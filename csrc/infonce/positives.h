@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "infonce.h"
+#include "infonce/infonce.h"
 
 namespace hybridfast {
 

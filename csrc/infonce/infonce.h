@@ -44,7 +44,8 @@ struct InfoNceStats {
 
 // Writes the loss of every query and, where `gradients` is given, the gradients. One product pass for the
 // losses and one for each of the two gradients; both directions, or too many passages to keep the softmax of
-// 32 queries, take one more. Results do not depend on `threads`.
+// 32 queries, take one more, as do queries whose nearest negative is far nearer than a sample told. Results
+// do not depend on `threads`.
 InfoNceStats info_nce(const InfoNceProblem& problem, float* losses, const InfoNceGradients* gradients,
                       int threads);
 
