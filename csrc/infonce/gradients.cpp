@@ -7,7 +7,8 @@ namespace {
 
 using simd::Operands;
 
-constexpr std::size_t kDepthBlock = 480;  // passages per step of the query gradients' sum
+constexpr std::size_t kSharedStride = 1024;  // floats: a page, and every set of an L1 once
+constexpr std::size_t kDepthBlock = 480;     // passages per step of the query gradients' sum
 
 // Of an array of pairs, its half at a place.
 void put_half(float* pairs, std::size_t place, Brain value) {
@@ -156,13 +157,13 @@ void InfoNce::sum_slice(std::size_t begin, std::size_t end, std::size_t first, s
 }
 
 // A slice of the passages' dimensions as scalars of that sum; in `store`, unless they stand as floats
-// already.
+// already, so far apart that they do not share a few lines of the caches.
 Operands InfoNce::slice_scalars(std::size_t begin, std::size_t width, std::size_t first, std::size_t count,
                                 std::size_t chunks, Scratch& store) const {
   const Embeddings& rows = problem_.passage_rows;
   const std::size_t depth = count / chunks, panel_block = chunk_ * lanes_;
   Scratch even(width), odd(width);
-  if (!pairs_ && rows.element == Element::float32)
+  if (!pairs_ && rows.element == Element::float32 && problem_.dim % kSharedStride != 0)
     return {row_of(rows, first, even, begin, width),
             1,
             problem_.dim,

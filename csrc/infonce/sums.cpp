@@ -6,7 +6,10 @@
 namespace hybridfast {
 namespace {
 
-constexpr float kFar = 50;  // nats: e^50 times all that it is multiplied with stays far from overflow
+// In nats. Exponentials lie between e^-87 and e^88: at kFar, enough is left below for what counts beside the
+// largest, and above for all that it is multiplied with. The largest logit of a sample is the least that the
+// largest of all can be, so that most of the room is kept above it.
+constexpr float kFar = 60, kHeadroom = 50;
 
 double softplus(double x) {
   return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
@@ -23,8 +26,8 @@ float finite_shift(float top) {
 }  // namespace
 
 // Each query's sum of exp(logit - shift) over its negatives, and what follows from it. The shift is any
-// number near the largest logit: the largest of a sample's, or, where that is far from the largest of all,
-// that one in a second round.
+// number near the largest logit: one that a sample tells, or, where that turns out to be far from the largest
+// of all, the largest itself in a second round.
 void InfoNce::sum_block() {
   for_panels([this](std::size_t panel) {
     pack_queries(panel);
@@ -60,7 +63,7 @@ void InfoNce::find_shifts(std::size_t panel) {
   for (std::size_t lane = 0; lane < lanes_; ++lane) {
     float top = -kInfinity;
     for (std::size_t k = 0; k < samples_; ++k) top = std::max(top, logits[k * lanes_ + lane]);
-    shift_[first_ + begin + lane] = std::isfinite(top) ? top : 0.0f;
+    shift_[first_ + begin + lane] = std::isfinite(top) ? top + kHeadroom : 0.0f;
   }
 }
 
