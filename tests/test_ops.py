@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybridfast import _core, info_nce, ops, reference
@@ -96,6 +96,7 @@ def test_half_precision_inputs_are_read_exactly(dtype, tolerance):
 
 
 @settings(max_examples=60, deadline=None)
+@example(queries=1, passages=5, dim=1, temperature=3.0, seed=0, special="duplicates")
 @given(
     queries=st.integers(1, 70),
     passages=st.integers(1, 130),

@@ -6,10 +6,12 @@
 namespace hybridfast {
 namespace {
 
-// In nats. Exponentials lie between e^-87 and e^88: at kFar, enough is left below for what counts beside the
-// largest, and above for all that it is multiplied with. The largest logit of a sample is the least that the
-// largest of all can be, so that most of the room is kept above it.
-constexpr float kFar = 60, kHeadroom = 50;
+// In nats, how far the largest logit may lie from the shift: the kernels' exponentials have most of their
+// range above it, since a sample's largest is the least that the largest of all can be. They reach further,
+// but are multiplied.
+constexpr float kFarAbove = 110, kFarBelow = 10;
+constexpr double kUnit = 0x1p-72;  // what the kernels make of e^0
+static_assert(simd::TileKernels::kHalvings == 72);
 
 double softplus(double x) {
   return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
@@ -63,7 +65,7 @@ void InfoNce::find_shifts(std::size_t panel) {
   for (std::size_t lane = 0; lane < lanes_; ++lane) {
     float top = -kInfinity;
     for (std::size_t k = 0; k < samples_; ++k) top = std::max(top, logits[k * lanes_ + lane]);
-    shift_[first_ + begin + lane] = std::isfinite(top) ? top + kHeadroom : 0.0f;
+    shift_[first_ + begin + lane] = std::isfinite(top) ? top : 0.0f;
   }
 }
 
@@ -74,7 +76,8 @@ bool InfoNce::move_shifts(std::size_t panel) {
     float top = -kInfinity;
     for (std::size_t chunk = 0; chunk < chunks_; ++chunk)
       top = std::max(top, chunk_max_[(panel * chunks_ + chunk) * lanes_ + slot % lanes_]);
-    if (top == -kInfinity || std::abs(top - shift_[first_ + slot]) <= kFar) continue;
+    const float above = top - shift_[first_ + slot];
+    if (top == -kInfinity || (above <= kFarAbove && above >= -kFarBelow)) continue;
     shift_[first_ + slot] = top;
     moved = true;
   }
@@ -122,7 +125,7 @@ void InfoNce::score(std::size_t panel, std::size_t chunk, const float* passages,
 }
 
 // Joins the chunks' sums into the log-sum-exp of each query's negatives. After it, weight_ says that a
-// negative's gradient is weight * exp(logit - shift).
+// negative's gradient is weight * E(logit - shift), with the kernels' E.
 void InfoNce::close_rows(std::size_t panel) {
   for (std::size_t lane = 0; lane < lanes_ && panel * lanes_ + lane < size_; ++lane) {
     double total = 0;
@@ -136,7 +139,7 @@ void InfoNce::close_row(std::size_t slot, double total) {
   const std::size_t i = first_ + slot;
   const std::size_t begin = positives_.first_pair(i), end = positives_.first_pair(i + 1);
   const double share = direction() / static_cast<double>(end - begin);
-  negatives_[i] = shift_[i] + std::log(total);
+  negatives_[i] = shift_[i] + std::log(total / kUnit);
   double loss = 0, off = 0;
   for (std::size_t pair = begin; pair < end; ++pair) {
     loss += share * softplus(negatives_[i] - pair_[pair]);
@@ -171,7 +174,7 @@ void InfoNce::close_columns() {
     losses_[i] += static_cast<float>(loss);
   }
   for (std::size_t j = 0; j < weights.size(); ++j)
-    column_weight_[j] = column_sum_[j] == 0 ? 0.0f : static_cast<float>(weights[j] / column_sum_[j]);
+    column_weight_[j] = column_sum_[j] == 0 ? 0.0f : static_cast<float>(weights[j] / column_sum_[j] / kUnit);
 }
 
 // d(objective)/d(logit) of a positive pair.

@@ -29,6 +29,7 @@ typedef float HalfU __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES / 2), ali
 typedef double Doubles __attribute__((vector_size(HYBRIDFAST_VECTOR_BYTES)));
 
 constexpr float kMinusInfinity = -__builtin_inff();
+constexpr int kHalvings = hybridfast::simd::TileKernels::kHalvings;
 
 Vector load(const float* place) {
   return *reinterpret_cast<const VectorU*>(place);
@@ -153,11 +154,12 @@ void pair_tile(const float* tile, std::size_t count, float* rows, float* neighbo
 }
 #endif
 
-// exp(x) for x <= 88 to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6 polynomial whose upper
-// four coefficients minimise the largest relative error, 4e-9. Results below the least normal number are 0;
-// NaN stays NaN.
-Vector exp_to_88(Vector x) {
-  const Vector least = splat(-87.33654f);
+// exp(x) / 2^Halvings, of at most 2^127, to 1 ulp: Cody-Waite reduction to |r| <= ln(2)/2, then a degree-6
+// polynomial whose upper four coefficients minimise the largest relative error, 4e-9. Results below the least
+// normal number are 0; NaN stays NaN.
+template <int Halvings>
+Vector scaled_exp(Vector x) {
+  const Vector least = splat(-87.33654f + Halvings * 0.69314718f);
   const Vector clamped = x < least ? least : x;
   const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const Vector shifted = clamped * 1.44269504f + shifter;
@@ -169,7 +171,7 @@ Vector exp_to_88(Vector x) {
   p = p * r + 1.66665338e-1f;
   p = p * r + 0.5f;
   p = ((p * r) * r + r) + 1.0f;
-  const Ints power = (reinterpret_cast<Ints>(shifted) + 127) << 23;
+  const Ints power = (reinterpret_cast<Ints>(shifted) + (127 - Halvings)) << 23;
   const Vector value = p * reinterpret_cast<Vector>(power);
   return x < least ? splat(0.0f) : value;
 }
@@ -197,10 +199,10 @@ struct Exponentials {
       : shift(load(shifts)), top(splat(kMinusInfinity)), total(splat(0.0f)) {}
 
   Vector operator()(Vector logit) {
-    const Vector most = splat(80.0f);
+    const Vector most = splat(80.0f + kHalvings * 0.69314718f);
     top = logit > top ? logit : top;
     const Vector exponent = logit - shift;
-    const Vector value = exp_to_88(most < exponent ? most : exponent);
+    const Vector value = scaled_exp<kHalvings>(most < exponent ? most : exponent);
     total += value;
     return value;
   }
@@ -243,8 +245,8 @@ void weigh(const float* tile, std::size_t count, const float* scale, const float
     for (std::size_t j = 0; j < count; ++j) {
       const std::size_t place = j * kColumns + v;
       const Vector logit = load(tile + place);
-      const Vector sum =
-          weights * exp_to_88(logit - shifts) + row_weight[j] * exp_to_88(logit - row_shift[j]);
+      const Vector sum = weights * scaled_exp<kHalvings>(logit - shifts) +
+                         row_weight[j] * scaled_exp<kHalvings>(logit - row_shift[j]);
       store(out + place, sum * scale[j]);
     }
   }
@@ -264,10 +266,10 @@ void add_rows(const float* tile, std::size_t count, std::size_t columns, float* 
     for (std::size_t c = 0; c < kLanes; ++c) top = tops[c] > top ? tops[c] : top;
     const float shift = top == kMinusInfinity ? 0.0f : top;
     Vector total = splat(0.0f);
-    for (std::size_t v = 0; v < kColumns; v += kLanes) total += exp_to_88(load(padded + v) - shift);
+    for (std::size_t v = 0; v < kColumns; v += kLanes) total += scaled_exp<0>(load(padded + v) - shift);
     float add = 0.0f;
     for (std::size_t c = 0; c < kLanes; ++c) add += total[c];
-    sum[j] = sum[j] * exp_to_88(splat(max[j] - shift))[0] + add;
+    sum[j] = sum[j] * scaled_exp<0>(splat(max[j] - shift))[0] + add;
     max[j] = top;
   }
 }

@@ -58,8 +58,8 @@ struct TileKernels {
   void (*logits)(float* tile, std::size_t count, const float* scale, const float* bias,
                  const std::int32_t* passage_groups, const std::int32_t* query_groups);
 
-  // out[j, c] = exp(tile[j, c] - shift[c]) * scale[j], with the sum of each column's exponentials and the
-  // largest of what they were taken of. An exponent above 80 counts as 80.
+  // out[j, c] = E(tile[j, c] - shift[c]) * scale[j] with E(x) = exp(x) / 2^kHalvings, and of each column the
+  // sum of E and the largest entry. E has a float's range for x from -37 to 130; above, it is as at 130.
   void (*exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
                        float* max, float* sum, float* out);
 
@@ -72,8 +72,8 @@ struct TileKernels {
   // sum[j] = sum[j] * exp(max[j] - m) + sum_c exp(tile[j, c] - m), and max[j] = m.
   void (*add_rows)(const float* tile, std::size_t count, std::size_t columns, float* max, float* sum);
 
-  // out[j, c] = (weight[c] * exp(tile[j, c] - shift[c]) + row_weight[j] * exp(tile[j, c] - row_shift[j])) *
-  // scale[j].
+  // out[j, c] = (weight[c] * E(tile[j, c] - shift[c]) + row_weight[j] * E(tile[j, c] - row_shift[j])) *
+  // scale[j], with the same E.
   void (*weigh)(const float* tile, std::size_t count, const float* scale, const float* shift,
                 const float* weight, const float* row_shift, const float* row_weight, float* out);
 
@@ -106,6 +106,7 @@ struct TileKernels {
                     std::size_t out_stride);
 
   static constexpr std::size_t kLevels = 12, kNearLevels = 4;
+  static constexpr int kHalvings = 72;
 };
 
 extern const TileKernels baseline_kernels;
