@@ -97,13 +97,15 @@ def test_half_precision_inputs_are_read_exactly(dtype, tolerance):
 
 @settings(max_examples=60, deadline=None)
 @example(queries=1, passages=5, dim=1, temperature=3.0, seed=0, special="duplicates")
+@example(queries=4, passages=11, dim=4, temperature=0.00390625, seed=0, special="huge")
+@example(queries=40, passages=110, dim=4, temperature=5.0, seed=0, special="tiny")
 @given(
     queries=st.integers(1, 70),
     passages=st.integers(1, 130),
     dim=st.one_of(st.integers(1, 70), st.sampled_from([123, 128, 384, 511, 1025])),
     temperature=st.floats(1e-3, 10),
     seed=st.integers(0, 2**16),
-    special=st.sampled_from(["none", "duplicates", "zeros", "huge"]),
+    special=st.sampled_from(["none", "duplicates", "zeros", "huge", "tiny"]),
 )
 def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, special):
     """Odd shapes on both sides of every vector width, temperatures whose logits overflow exp."""
@@ -114,6 +116,8 @@ def test_error_is_not_above_eager(queries, passages, dim, temperature, seed, spe
         q[0], p[-1] = 0, 0
     if special == "huge":
         q, p = q * 1e15, p * 1e-15
+    if special == "tiny":
+        q, p = q * 1e-18, p * 1e15
     weights = torch.full((queries,), 1 / queries, dtype=torch.float64)
     exact = gradients(reference.info_nce, q.double(), p.double(), temperature, weights, targets=targets)
     ours = gradients(info_nce, q, p, temperature, weights, targets=targets, backend="cpu")

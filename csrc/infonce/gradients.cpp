@@ -41,7 +41,7 @@ void InfoNce::pack_rows(std::size_t panel) {
   Scratch rows(lanes_ * width), store(problem_.dim);
   for (std::size_t lane = 0; lane < lanes_; ++lane) {
     const std::size_t slot = panel * lanes_ + lane;
-    scale_query(slot, slot < size_ ? norm_[slot] * tile_factor(slot) : 0.0f, &rows[lane * width], store);
+    scale_query(slot, slot < size_ ? tile_factor(slot) : 0.0f, &rows[lane * width], store);
   }
   for (std::size_t p = 0; p < dim_panels_; ++p) {
     float* out = &rows_[(p * panels_ + panel) * depth * lanes_];
@@ -200,9 +200,13 @@ void InfoNce::finish_queries(bool sparsely) {
                          query_grad(begin), problem_.dim);
     for (std::size_t slot = begin; slot < end; ++slot) {
       const std::size_t i = first_ + slot;
-      const float factor = tile_factor(slot);
-      double along =
-          factor * finish_row(query(i, store), norm_[slot], query_grad(slot), norm_[slot] * factor);
+      const float* row = query(i, store);
+      float factor = tile_factor(slot);
+      if (norm_[slot] > kMostScale) {  // in two steps, since the product of the two could overflow
+        kernels_.project(query_grad(slot), row, 0.0f, factor, problem_.dim);
+        factor = 1.0f;
+      }
+      double along = factor * finish_row(row, norm_[slot], query_grad(slot), norm_[slot] * factor);
       const auto passages = positives_.of(i);
       auto index = static_cast<std::uint32_t>(positives_.first_pair(i));
       for (std::size_t k = 0; problem_.margin != 0 && k < passages.size(); ++k, ++index)

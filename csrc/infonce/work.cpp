@@ -123,6 +123,10 @@ void InfoNce::prepare_passages() {
     if (keep_pairs_)
       copy_passages(chunk * chunk_, chunk_size(chunk), &passage_pairs_[chunk * chunk_ * score_stride_]);
   });
+  // Exponentials times scales, before any weight, have to stay in a float's range.
+  if (std::any_of(scale_.begin(), scale_.end(),
+                  [](float x) { return x > kMostScale || (x > 0 && x < kLeastScale); }))
+    at_once_ = filtering_ = false;
   for (std::size_t i = 0; !problem_.in_batch && i < problem_.queries; ++i)
     for (const std::int64_t j : positives_.of(i)) bias_[j] = -kInfinity;
   sample_.reset(samples_ * score_stride_);
@@ -161,18 +165,18 @@ void InfoNce::pack_queries(std::size_t panel) {
     norm_[slot] = used ? inverse_norm(query(first_ + slot, store)) : 0.0f;
     if (problem_.query_groups) groups_[slot] = problem_.query_groups[first_ + (used ? slot : 0)];
     float* unit = &units[lane * row_width()];
-    scale_query(slot, norm_[slot], unit, store);
+    scale_query(slot, 1.0f, unit, store);
     if (pairs_) kernels_.pair_neighbours(unit, problem_.dim, &pairs[lane * score_stride_]);
   }
   kernels_.transpose(pairs_ ? pairs : units.data(), pairs_ ? score_stride_ : row_width(), lanes_, units_,
                      &packed_[panel * units_ * lanes_], lanes_);
 }
 
-// A query times a factor, and zeros up to the width of a row.
+// A unit query times a factor, and zeros up to the width of a row.
 void InfoNce::scale_query(std::size_t slot, float factor, float* out, Scratch& store) const {
   const float* row = slot < size_ ? query(first_ + slot, store) : nullptr;
   const std::size_t filled = row ? problem_.dim : 0;
-  for (std::size_t d = 0; d < filled; ++d) out[d] = row[d] * factor;
+  for (std::size_t d = 0; d < filled; ++d) out[d] = row[d] * norm_[slot] * factor;
   std::fill(out + filled, out + row_width(), 0.0f);
 }
 

@@ -18,6 +18,8 @@
 namespace hybridfast {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Of rows: within these, exponentials times scales stay in a float's range before any weight is in them.
+constexpr float kLeastScale = 1e-6f, kMostScale = 1e6f;
 
 constexpr std::size_t blocks_of(std::size_t count, std::size_t block) {
   return (count + block - 1) / block;
