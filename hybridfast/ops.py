@@ -25,7 +25,7 @@ MOST_PAIRS = 1 << 20  # positive pairs that the native backend keeps: 16 MB
 # until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
 Gradients = tuple[Tensor, Tensor, Tensor]
 Weights = Tensor | float | None  # d(objective)/d(losses), where it is one for all a number
-Stats = tuple[float, float]
+Stats = tuple[float, float]  # share of pairs that gradients sum; largest share of negatives they leave out
 
 _PROBLEM = (
     "Tensor queries, Tensor passages, Tensor temperature, Tensor targets, Tensor? query_groups, "

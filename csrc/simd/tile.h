@@ -63,8 +63,7 @@ struct TileKernels {
   void (*exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
                        float* max, float* sum, float* out);
 
-  // The same, but what would be `out` goes to `rows` and `neighbours` as by pair_tile; null
-  // alike.
+  // The same, but what would be `out` goes to `rows` and `neighbours` as by pair_tile; null alike.
   void (*paired_exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
                               float* max, float* sum, float* rows, float* neighbours);
 
