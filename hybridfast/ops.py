@@ -167,10 +167,11 @@ def _run_native(problem: Problem, weights: Weights, reduction: str) -> tuple[Ten
         problem.grad_tolerance,
         torch.get_num_threads(),
     )
+    device = (temperature if isinstance(temperature, Tensor) else queries).device  # it may be on another
     grads = (
         query_grads if of_queries else torch.empty(0),
         passage_grads,
-        torch.tensor(temperature_grad if of_temperature else [], dtype=_wide(temperature)),
+        torch.tensor(temperature_grad if of_temperature else [], dtype=_wide(temperature), device=device),
     )
     if reduction != "none":
         losses = torch.tensor(total / len(queries) if reduction == "mean" else total, dtype=torch.float32)
