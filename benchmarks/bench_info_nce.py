@@ -157,6 +157,7 @@ def medians(calls: dict[str, Callable[[], object]], seconds: float = 4.0) -> dic
     start = time.perf_counter()
     while len(min(times.values(), key=len)) < least or time.perf_counter() - start < seconds:
         for name, call in calls.items():
+            call()
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)

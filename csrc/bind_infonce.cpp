@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <variant>
+#include <vector>
 
 #include "bind_embeddings.h"
 #include "bindings.h"
@@ -30,16 +32,17 @@ T* data_or_null(std::optional<Array<T>>& array) {
   return array ? array->mutable_data() : nullptr;
 }
 
-// Fills `losses` and, where `weights` is given, the gradients; returns the losses' sum,
-// d(objective)/d(temperature), the share of pairs summed and the largest share of a query's negatives left
-// out.
+// Fills `losses`, if given, and where `weights` is given, one for each query or one for all, the gradients;
+// returns the losses' sum, d(objective)/d(temperature), the share of pairs summed and the largest share of a
+// query's negatives left out.
 std::tuple<double, double, double, double> info_nce_binding(
     const py::array& queries, const py::array& passages, double temperature,
     const std::optional<Array<std::int64_t>>& targets, const std::optional<Array<std::int32_t>>& query_groups,
     const std::optional<Array<std::int32_t>>& passage_groups, double margin, bool normalize, bool in_batch,
-    bool group_positives, bool bidirectional, bool bfloat16, Array<float>& losses,
-    const std::optional<Array<float>>& weights, std::optional<Array<float>>& query_grads,
-    std::optional<Array<float>>& passage_grads, double tolerance, int threads) {
+    bool group_positives, bool bidirectional, bool bfloat16, std::optional<Array<float>>& losses,
+    const std::variant<std::monostate, double, Array<float>>& weights,
+    std::optional<Array<float>>& query_grads, std::optional<Array<float>>& passage_grads, double tolerance,
+    int threads) {
   if (queries.ndim() != 2 || passages.ndim() != 2 || passages.shape(0) == 0 || queries.shape(1) == 0)
     throw py::value_error("queries and passages must be (Q, D) and (N, D) with N, D >= 1");
   const py::ssize_t query_count = queries.shape(0), passage_count = passages.shape(0), dim = queries.shape(1);
@@ -47,12 +50,13 @@ std::tuple<double, double, double, double> info_nce_binding(
     throw py::value_error("queries and passages must have fewer than 2**32 rows");
   if (passages.shape(1) != dim) throw py::value_error("passages has the wrong shape");
   if (targets) require(*targets, "targets", {query_count});
-  require(losses, "losses", {query_count});
+  if (losses) require(*losses, "losses", {query_count});
   if (query_groups.has_value() != passage_groups.has_value())
     throw py::value_error("query_groups and passage_groups go together");
   if (query_groups) require(*query_groups, "query_groups", {query_count});
   if (passage_groups) require(*passage_groups, "passage_groups", {passage_count});
-  if (weights) require(*weights, "weights", {query_count});
+  const auto* each_weight = std::get_if<Array<float>>(&weights);
+  if (each_weight) require(*each_weight, "weights", {query_count});
   if (query_grads) require(*query_grads, "query_grads", {query_count, dim});
   if (passage_grads) require(*passage_grads, "passage_grads", {passage_count, dim});
   if (group_positives && !query_groups) throw py::value_error("group_positives needs groups");
@@ -82,13 +86,17 @@ std::tuple<double, double, double, double> info_nce_binding(
                                bidirectional,
                                bfloat16};
   double temperature_grad = 0;
-  const InfoNceGradients gradients{weights ? weights->data() : nullptr, data_or_null(query_grads),
-                                   data_or_null(passage_grads), &temperature_grad, tolerance};
+  const auto* weight = std::get_if<double>(&weights);
+  const std::vector<float> same_weight(weight ? query_count : 0, weight ? static_cast<float>(*weight) : 0.0f);
+  const InfoNceGradients gradients{each_weight ? each_weight->data() : same_weight.data(),
+                                   data_or_null(query_grads), data_or_null(passage_grads), &temperature_grad,
+                                   tolerance};
   InfoNceStats stats;
-  float* out = losses.mutable_data();
+  std::vector<float> own_losses(losses ? 0 : query_count);
+  float* out = losses ? losses->mutable_data() : own_losses.data();
   {
     const py::gil_scoped_release released;
-    stats = info_nce(problem, out, weights ? &gradients : nullptr, threads);
+    stats = info_nce(problem, out, weight || each_weight ? &gradients : nullptr, threads);
   }
   return {std::accumulate(out, out + query_count, 0.0), temperature_grad, stats.kept, stats.dropped};
 }

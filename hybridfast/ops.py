@@ -21,9 +21,9 @@ TRITON = importlib.util.find_spec("triton") is not None
 CUDA = importlib.util.find_spec("hybridfast._cuda") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MOST_PAIRS = 1 << 20  # positive pairs that the native backend keeps: 16 MB
-# Of queries, passages and temperature; empty where not asked for. Those of half-precision inputs stay float32
+# Of queries, passages and temperature; None where not asked for. Those of half-precision inputs stay float32
 # until the upstream gradient, which may be a loss scale, is in them: they could underflow without it.
-Gradients = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Weights = Tensor | float | None  # d(objective)/d(losses), where it is one for all a number
 Stats = tuple[float, float]  # share of pairs that gradients sum; largest share of negatives they leave out
 
@@ -144,10 +144,9 @@ def _run(problem: Problem, weights: Weights, reduction: str = "none") -> tuple[T
 def _run_native(problem: Problem, weights: Weights, reduction: str) -> tuple[Tensor, Gradients, Stats]:
     queries, passages, temperature = problem.queries, problem.passages, problem.temperature
     of_queries, of_passages, of_temperature = (need and weights is not None for need in problem.needs)
-    losses = torch.empty(len(queries))
-    with_queries = of_queries or of_temperature
-    query_grads = torch.empty(queries.shape if with_queries else 0)
-    passage_grads = torch.empty(passages.shape if of_passages else 0)
+    losses = torch.empty(len(queries)) if reduction == "none" else None
+    query_grads = torch.empty(queries.shape) if of_queries or of_temperature else None
+    passage_grads = torch.empty(passages.shape) if of_passages else None
     total, temperature_grad, *stats = _core.info_nce(
         _rows(queries),
         _rows(passages),
@@ -160,28 +159,29 @@ def _run_native(problem: Problem, weights: Weights, reduction: str) -> tuple[Ten
         problem.positives == "groups",
         problem.bidirectional,
         (problem.compute_dtype or queries.dtype) == torch.bfloat16,
-        losses.numpy(),
-        _float_array(weights, len(queries)),
-        query_grads.numpy() if with_queries else None,
-        passage_grads.numpy() if of_passages else None,
+        _array(losses),
+        _array(weights.detach().float().contiguous()) if isinstance(weights, Tensor) else weights,
+        _array(query_grads),
+        _array(passage_grads),
         problem.grad_tolerance,
         torch.get_num_threads(),
     )
     device = (temperature if isinstance(temperature, Tensor) else queries).device  # it may be on another
     grads = (
-        query_grads if of_queries else torch.empty(0),
+        query_grads if of_queries else None,
         passage_grads,
-        torch.tensor(temperature_grad if of_temperature else [], dtype=_wide(temperature), device=device),
+        torch.scalar_tensor(temperature_grad, dtype=_wide(temperature), device=device)
+        if of_temperature
+        else None,
     )
-    if reduction != "none":
-        losses = torch.tensor(total / len(queries) if reduction == "mean" else total, dtype=torch.float32)
+    if losses is None:
+        value = total / len(queries) if reduction == "mean" else total
+        losses = torch.scalar_tensor(value, dtype=torch.float32)
     return losses, grads, (stats[0], stats[1])
 
 
-def _float_array(weights: Weights, count: int) -> Any:
-    if isinstance(weights, Tensor):
-        return weights.detach().float().contiguous().numpy()
-    return None if weights is None else np.full(count, weights, np.float32)
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.numpy()
 
 
 def _rows(embeddings: Tensor) -> Any:
@@ -230,14 +230,16 @@ def block_backend(
 
     A ValueError where a backend is named that cannot.
     """
+    if backend == "cpu" or (backend == "auto" and device.type != "cuda"):
+        return "torch"
     compute_dtype = compute_dtype or dtype
     triton = triton_gap(device, torch.promote_types(dtype, compute_dtype))
     if backend == "auto":
-        return "triton" if device.type == "cuda" and triton is None else "torch"
+        return "torch" if triton else "triton"
     gap = {"triton": triton, "cuda": cuda_gap(device, dtype, compute_dtype)}.get(backend)
     if gap:
         raise ValueError(f"backend={backend!r} {gap}; use backend='auto' or 'torch'")
-    return "torch" if backend == "cpu" else backend
+    return backend
 
 
 def block_kernels(
@@ -277,9 +279,7 @@ def _run_blocks(problem: Problem, weights: Weights, reduction: str) -> tuple[Ten
             needs=(problem.needs[0], problem.needs[1]),
         )
     grads = [
-        like.new_empty(0, dtype=_wide(like))
-        if grad is None or not need
-        else grad.to(like.device, _wide(like))
+        grad.to(like.device, _wide(like)) if grad is not None and need else None
         for grad, need, like in zip(formed, problem.needs, (queries, passages, temperature), strict=True)
     ]
     if reduction != "none":
@@ -302,7 +302,7 @@ def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss, grads, stats = _form(problem, reduction)
     # On the device: a tensor of the CPU's would keep torch.compile from using CUDA graphs.
     on_device = [problem.queries.new_full((), value, dtype=torch.float64) for value in stats]
-    return loss, *grads, torch.stack(on_device)
+    return loss, *_filled(problem, grads), torch.stack(on_device)
 
 
 @torch.library.register_fake("hybridfast::info_nce")
@@ -317,17 +317,28 @@ def _info_nce_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 
 
 @torch.library.impl("hybridfast::info_nce_gradients", "CompositeExplicitAutograd")
-def _info_nce_gradients(*arguments: Any) -> Gradients:
+def _info_nce_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *shared, weights = arguments
-    return _run(Problem(*shared), weights)[1]
+    problem = Problem(*shared)
+    return _filled(problem, _run(problem, weights)[1])
+
+
+def _filled(problem: Problem, grads: Gradients) -> tuple[Tensor, Tensor, Tensor]:
+    """What the ops' schemas ask for: an empty tensor in the place of None."""
+    inputs = (problem.queries, problem.passages, cast(Tensor, problem.temperature))
+    out = [
+        like.new_empty(0, dtype=_wide(like)) if grad is None else grad
+        for grad, like in zip(grads, inputs, strict=True)
+    ]
+    return out[0], out[1], out[2]
 
 
 @torch.library.register_fake("hybridfast::info_nce_gradients")
-def _info_nce_gradients_fake(*arguments: Any) -> Gradients:
+def _info_nce_gradients_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_gradients(Problem(*arguments[:-1]))
 
 
-def _fake_gradients(problem: Problem) -> Gradients:
+def _fake_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (problem.queries, problem.passages, cast(Tensor, problem.temperature))
     out = [
         like.new_empty(like.shape if need else (0,), dtype=_wide(like))
@@ -343,7 +354,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _keep(ctx, Problem(*shared), reduction, grads)
 
 
-def _keep(ctx: Any, problem: Problem, reduction: str, grads: Sequence[Tensor]) -> None:
+def _keep(ctx: Any, problem: Problem, reduction: str, grads: Sequence[Tensor | None]) -> None:
     ctx.set_materialize_grads(False)  # or backward would begin with zeros for outputs without a gradient
     ctx.needs, ctx.arguments = problem.needs, len(problem) + 1
     ctx.dtypes = [

@@ -141,12 +141,12 @@ def native(q, p, targets, threads, groups=None, bfloat16=False, tolerance=0.0):
     losses, query_grads, passage_grads = torch.empty(len(q)), torch.empty_like(q), torch.empty_like(p)
     weights = np.full(len(q), 1 / len(q), dtype=np.float32)
     query_groups, passage_groups = groups or (None, None)
-    temperature_grad, *_stats = _core.info_nce(
+    total, temperature_grad, *_stats = _core.info_nce(
         q.numpy(), p.numpy(), 0.05, targets.numpy(), query_groups, passage_groups,
         0.0, True, True, False, False, bfloat16, losses.numpy(), weights,
         query_grads.numpy(), passage_grads.numpy(), tolerance, threads,
     )  # fmt: skip
-    return losses, query_grads, passage_grads, torch.tensor(temperature_grad)
+    return losses, query_grads, passage_grads, torch.tensor([total, temperature_grad])
 
 
 class Losses(torch.utils.data.Dataset):
