@@ -286,6 +286,18 @@ def test_filter_of_bfloat16_products(dim):
         assert (value - whole).norm() <= 2**-7 * whole.norm()
 
 
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_filter_that_does_not_pay_leaves_the_dense_bits(compute_dtype):
+    """Two blocks of float32, an odd number of passages, and logits too much alike to leave any out."""
+    q, p, targets = problem(600, 501, 61)
+    options = {"compute_dtype": compute_dtype, "return_stats": True}
+    dense, wanted, _ = info_nce_gradients(info_nce, q, p, 0.5, targets, **options)
+    loss, grads, stats = info_nce_gradients(info_nce, q, p, 0.5, targets, grad_tolerance=1e-3, **options)
+    assert stats == (1.0, 0.0)
+    assert loss == dense
+    assert all(torch.equal(value, whole) for value, whole in zip(grads, wanted, strict=True))
+
+
 @pytest.mark.parametrize("mass", ["every eighth passage", "all others"])
 def test_filter_where_its_sample_misleads(mass):
     """A query's negatives are alike in their share but for those that the sample of every eighth sees."""

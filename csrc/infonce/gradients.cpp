@@ -18,6 +18,10 @@ void put_half(float* pairs, std::size_t place, Brain value) {
 }  // namespace
 
 void InfoNce::form_gradients() {
+  if (trying_ && pairs_) {  // pairs do not fit into the tiles that the filter was tried on: form them anew
+    trying_ = false;
+    for_chunks([this](std::size_t chunk) { sum_chunk(chunk, all_panels(), false); });
+  }
   if (gradients_->passage_grads) for_panels([this](std::size_t panel) { pack_rows(panel); });
   for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
     for_chunks([this](std::size_t chunk) {
@@ -65,7 +69,9 @@ void InfoNce::weigh_chunk(std::size_t chunk) {
     score(panel, chunk, passages, logits.data());
     kernels_.weigh(logits.data(), count, &scale_[first], &shift_[row], &weight_[row], &column_shift_[first],
                    &column_weight_[first], pairs_ ? logits.data() : tile(panel, first));
-    if (pairs_) pair_tile(panel, chunk, logits.data());
+    if (pairs_)
+      kernels_.pair_tile(logits.data(), count, row_pairs(panel, first), neighbours(panel, first),
+                         neighbour_stride_);
   }
 }
 
@@ -73,19 +79,8 @@ void InfoNce::weigh_chunk(std::size_t chunk) {
 void InfoNce::scale_chunk(std::size_t chunk) {
   const std::size_t first = chunk * chunk_, count = chunk_size(chunk);
   const std::vector<float> zeros(count);
-  Scratch scratch(pairs_ ? count * lanes_ : 0);
-  for (std::size_t panel = 0; panel < active_; ++panel) {
-    float* weights = tile(panel, first);
-    kernels_.logits(weights, count, &scale_[first], zeros.data(), nullptr, nullptr);
-    if (!pairs_) continue;
-    std::copy_n(weights, count * lanes_, scratch.data());
-    pair_tile(panel, chunk, scratch.data());
-  }
-}
-
-void InfoNce::pair_tile(std::size_t panel, std::size_t chunk, const float* weights) {
-  const std::size_t first = chunk * chunk_;
-  kernels_.pair_tile(weights, chunk_size(chunk), tile(panel, first), neighbours(panel, first));
+  for (std::size_t panel = 0; panel < active_; ++panel)
+    kernels_.logits(tile(panel, first), count, &scale_[first], zeros.data(), nullptr, nullptr);
 }
 
 void InfoNce::place_positives(std::size_t chunk) {
@@ -100,23 +95,24 @@ void InfoNce::place_positives(std::size_t chunk) {
         continue;
       }
       const std::size_t row = place / lanes_, lane = place % lanes_;
-      put_half(tile(panel, first), 2 * (row / 2 * lanes_ + lane) + row % 2, narrow(value));
-      put_half(neighbours(panel, first), place, narrow(value));
+      put_half(row_pairs(panel, first), 2 * (row / 2 * lanes_ + lane) + row % 2, narrow(value));
+      put_half(neighbours(panel, pair.passage), lane, narrow(value));
     }
 }
 
 void InfoNce::sum_passages(std::size_t chunk) {
   if (!gradients_->passage_grads) return;
   const std::size_t first = chunk * chunk_, count = chunk_size(chunk), depth = panel_depth();
-  const float* weights = pairs_ ? neighbours(0, first) : tile(0, first);
-  const std::size_t panel_stride = slab_ * chunk_ * lanes_;
   Scratch edge;
   const bool add = first_ > 0;
   for (std::size_t p = 0; p < dim_panels_; ++p) {
     float* out = gradients_->passage_grads + first * problem_.dim + p * lanes_;
     const std::size_t width = std::min(lanes_, problem_.dim - p * lanes_);
     const float* panel = &rows_[p * panels_ * depth * lanes_];
-    const Operands operands{weights, depth, 1, panel, depth, active_, panel_stride, depth * lanes_};
+    const Operands operands =
+        pairs_ ? Operands{neighbours(0, first), neighbour_stride_, 1, panel, active_ * depth}
+               : Operands{tile(0, first),          lanes_,        1, panel, lanes_, active_,
+                          slab_ * chunk_ * lanes_, depth * lanes_};
     if (width == lanes_) {
       multiply_(operands, count, out, problem_.dim, add);
       continue;
@@ -136,22 +132,17 @@ void InfoNce::sum_queries() {
   const std::size_t last = std::min((slab_first_ + slab_) * chunk_, problem_.passages);
   parallel_for(slices, threads_, [&](std::size_t slice) {
     const std::size_t begin = problem_.dim * slice / slices, end = problem_.dim * (slice + 1) / slices;
-    for (std::size_t first = slab_first_ * chunk_; first < last;) {
-      const std::size_t chunks = std::min(kDepthBlock / chunk_, (last - first) / chunk_);
-      const std::size_t count = chunks > 0 ? chunks * chunk_ : last - first;  // the last chunk may be short
-      sum_slice(begin, end, first, count, chunks > 0 ? chunks : 1);
-      first += count;
-    }
+    for (std::size_t first = slab_first_ * chunk_; first < last; first += kDepthBlock)
+      sum_slice(begin, end, first, std::min(kDepthBlock, last - first));
   });
 }
 
-void InfoNce::sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count,
-                        std::size_t chunks) {
+void InfoNce::sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count) {
   const std::size_t width = end - begin;
   Scratch store;
-  Operands operands = slice_scalars(begin, width, first, count, chunks, store);
+  Operands operands = slice_scalars(begin, width, first, count, store);
   for (std::size_t panel = 0; panel < active_; ++panel) {
-    operands.panel = tile(panel, first);
+    operands.panel = pairs_ ? row_pairs(panel, first) : tile(panel, first);
     multiply_(operands, width, &query_sums_[(panel * problem_.dim + begin) * lanes_], lanes_, first > 0);
   }
 }
@@ -159,22 +150,14 @@ void InfoNce::sum_slice(std::size_t begin, std::size_t end, std::size_t first, s
 // A slice of the passages' dimensions as scalars of that sum; in `store`, unless they stand as floats
 // already, so far apart that they do not share a few lines of the caches.
 Operands InfoNce::slice_scalars(std::size_t begin, std::size_t width, std::size_t first, std::size_t count,
-                                std::size_t chunks, Scratch& store) const {
+                                Scratch& store) const {
   const Embeddings& rows = problem_.passage_rows;
-  const std::size_t depth = count / chunks, panel_block = chunk_ * lanes_;
   Scratch even(width), odd(width);
   if (!pairs_ && rows.element == Element::float32 && problem_.dim % kSharedStride != 0)
-    return {row_of(rows, first, even, begin, width),
-            1,
-            problem_.dim,
-            nullptr,
-            depth,
-            chunks,
-            depth * problem_.dim,
-            panel_block};
-  const std::size_t steps = pairs_ ? blocks_of(depth, 2) : depth;
+    return {row_of(rows, first, even, begin, width), 1, problem_.dim, nullptr, count};
+  const std::size_t steps = pairs_ ? blocks_of(count, 2) : count;
   const std::vector<float> zeros(width);
-  store.reset(chunks * steps * width);
+  store.reset(steps * width);
   for (std::size_t j = 0; j < count; j += pairs_ ? 2 : 1) {
     const float* row = row_of(rows, first + j, even, begin, width);
     if (!pairs_) {
@@ -184,7 +167,7 @@ Operands InfoNce::slice_scalars(std::size_t begin, std::size_t width, std::size_
     const float* next = j + 1 < count ? row_of(rows, first + j + 1, odd, begin, width) : zeros.data();
     kernels_.pair_rows(row, next, width, &store[j / 2 * width]);
   }
-  return {store.data(), 1, width, nullptr, steps, chunks, steps * width, panel_block};
+  return {store.data(), 1, width, nullptr, steps};
 }
 
 // Lays the sums out as gradients, unless `sparsely` they are formed there, and takes them back through the

@@ -35,8 +35,7 @@ void InfoNce::sum_block() {
     pack_queries(panel);
     find_shifts(panel);
   });
-  std::vector<std::size_t> panels(active_);
-  std::iota(panels.begin(), panels.end(), std::size_t{0});
+  std::vector<std::size_t> panels = all_panels();
   for (bool first_round : {true, false}) {
     for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_)
       for_chunks([&](std::size_t chunk) { sum_chunk(chunk, panels, first_round); });
@@ -46,6 +45,12 @@ void InfoNce::sum_block() {
   slab_first_ = 0;
   std::fill(share_.begin(), share_.end(), 0.0f);
   for_panels([this](std::size_t panel) { close_rows(panel); });
+}
+
+std::vector<std::size_t> InfoNce::all_panels() const {
+  std::vector<std::size_t> panels(active_);
+  std::iota(panels.begin(), panels.end(), std::size_t{0});
+  return panels;
 }
 
 void InfoNce::find_shifts(std::size_t panel) {
@@ -101,8 +106,8 @@ void InfoNce::sum_chunk(std::size_t chunk, const std::vector<std::size_t>& panel
     float* max = &chunk_max_[(panel * chunks_ + chunk) * lanes_];
     float* sum = &chunk_sum_[(panel * chunks_ + chunk) * lanes_];
     if (finish && pairs_)
-      kernels_.paired_exponentials(logits.data(), count, shift, scale, max, sum, tile(panel, first),
-                                   neighbours(panel, first));
+      kernels_.paired_exponentials(logits.data(), count, shift, scale, max, sum, row_pairs(panel, first),
+                                   neighbours(panel, first), neighbour_stride_);
     else
       kernels_.exponentials(logits.data(), count, shift, scale, max, sum,
                             at_once_ ? tile(panel, first) : logits.data());

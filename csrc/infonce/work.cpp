@@ -61,11 +61,16 @@ InfoNce::InfoNce(const InfoNceProblem& problem, float* losses, const InfoNceGrad
   const std::size_t rows = gradients ? dim_panels_ * block_ * lanes_ / (pairs_ ? 2 : 1) : 0;
   const std::size_t sums = gradients ? panels_ * problem.dim * lanes_ : 0;
   keep_pairs_ = filtering_ && pairs_ && problem.passages * score_stride_ <= kPairFloats;
+  // As pairs, half of the tiles' floats move to rows of their own. Those that were a multiple of a kilobyte
+  // apart would fall into a few sets of the L1 cache.
+  const std::size_t tiles = gradients ? panels_ * slab_ * chunk_ * lanes_ : 0;
+  neighbour_stride_ = block_ / 2 + (block_ / 2 % 256 == 0 ? 16 : 0);
+  const std::size_t neighbours = gradients && pairs_ ? slab_ * chunk_ * neighbour_stride_ : 0;
   const std::pair<float**, std::size_t> arrays[] = {
       {&packed_, panels_ * units_ * lanes_},
       {&query_pairs_, keep_pairs_ ? block_ * score_stride_ : 0},
       {&passage_pairs_, keep_pairs_ ? problem.passages * score_stride_ : 0},
-      {&tile_, gradients ? panels_ * slab_ * chunk_ * lanes_ : 0},
+      {&tile_, pairs_ ? tiles / 2 + neighbours : tiles},
       {&chunk_max_, panels_ * chunks_ * lanes_},
       {&chunk_sum_, panels_ * chunks_ * lanes_},
       {&rows_, rows},
@@ -74,6 +79,7 @@ InfoNce::InfoNce(const InfoNceProblem& problem, float* losses, const InfoNceGrad
   for (const auto& [array, count] : arrays) floats += Workspace::rounded(count);
   workspace_.reserve(floats);
   for (const auto& [array, count] : arrays) *array = workspace_.take(count);
+  neighbours_ = tile_ + tiles / 2;
   if (problem.bidirectional) {
     column_max_.assign(problem.passages, -kInfinity);
     column_sum_.resize(problem.passages);

@@ -61,6 +61,7 @@ class InfoNce {
 
   // Sums of exponentials and what the losses are, in sums.cpp.
   void sum_block();
+  std::vector<std::size_t> all_panels() const;
   void find_shifts(std::size_t panel);
   bool move_shifts(std::size_t panel);
   void sum_chunk(std::size_t chunk, const std::vector<std::size_t>& panels, bool first_round);
@@ -76,14 +77,12 @@ class InfoNce {
   void pack_rows(std::size_t panel);
   void weigh_chunk(std::size_t chunk);
   void scale_chunk(std::size_t chunk);
-  void pair_tile(std::size_t panel, std::size_t chunk, const float* weights);
   void place_positives(std::size_t chunk);
   void sum_passages(std::size_t chunk);
   void sum_queries();
-  void sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count,
-                 std::size_t chunks);
+  void sum_slice(std::size_t begin, std::size_t end, std::size_t first, std::size_t count);
   simd::Operands slice_scalars(std::size_t begin, std::size_t width, std::size_t first, std::size_t count,
-                               std::size_t chunks, Scratch& store) const;
+                               Scratch& store) const;
   void finish_queries(bool sparsely);
   void finish_passages(std::size_t chunk);
   double finish_row(const float* row, double inverse, float* grad, float factor) const;
@@ -106,13 +105,17 @@ class InfoNce {
   std::size_t chunk_size(std::size_t chunk) const {
     return std::min(chunk_, problem_.passages - chunk * chunk_);
   }
+  std::size_t slab_row(std::size_t passage) const { return passage - slab_first_ * chunk_; }
   float* tile(std::size_t panel, std::size_t passage) const {
-    return &tile_[(panel * slab_ * chunk_ + passage - slab_first_ * chunk_) * lanes_];
+    return &tile_[(panel * slab_ * chunk_ + slab_row(passage)) * lanes_];
   }
-  // As pairs, a tile is kept twice: its rows', for the query gradients, and in the second half of its place
-  // those of neighbours in a row, for the passages'.
-  float* neighbours(std::size_t panel, std::size_t first) const {
-    return tile(panel, first) + chunk_ / 2 * lanes_;
+  // As pairs, what is in the tiles is kept twice: pairs of rows, where the tiles are, for the query
+  // gradients; and pairs of neighbours in a row, all panels' side by side, for the passages'.
+  float* row_pairs(std::size_t panel, std::size_t passage) const {
+    return &tile_[(panel * slab_ * chunk_ + slab_row(passage)) / 2 * lanes_];
+  }
+  float* neighbours(std::size_t panel, std::size_t passage) const {
+    return &neighbours_[slab_row(passage) * neighbour_stride_ + panel * lanes_ / 2];
   }
   std::span<const Positives::Pair> positives_in(std::size_t panel, std::size_t chunk) const {
     const std::size_t query = first_ + panel * lanes_;
@@ -202,6 +205,8 @@ class InfoNce {
   bool keep_pairs_;                      // whether the next two have the pairs that products are made of
   float *query_pairs_, *passage_pairs_;  // (block, score_stride), (passages, score_stride)
   float* tile_;                          // [panel][passage of the slab][lane]
+  float* neighbours_;                    // [passage of the slab][pair of the block's queries]
+  std::size_t neighbour_stride_;         // floats between its rows
   float *chunk_max_, *chunk_sum_;        // [panel][chunk][lane]
   bool at_once_;                         // whether gradients are formed from the exponentials of the sums
   bool filtering_;  // whether the filter may be tried, and whether it is in the block at hand

@@ -135,21 +135,23 @@ void pair_neighbours(const float* row, std::size_t count, float* pairs) {
 }
 
 // Rows j and j + 1 of a tile, from column v on: as pairs of rows, and each as pairs of neighbours.
-void store_pairs(Vector even, Vector odd, std::size_t j, std::size_t v, float* rows, float* neighbours) {
+void store_pairs(Vector even, Vector odd, std::size_t j, std::size_t v, float* rows, float* neighbours,
+                 std::size_t stride) {
   const auto first = reinterpret_cast<__m512>(even), second = reinterpret_cast<__m512>(odd);
-  float* place = neighbours + (j * kColumns + v) / 2;
+  float* place = neighbours + j * stride + v / 2;
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(place),
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(first)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place + kColumns / 2),
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place + stride),
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(second)));
   _mm512_storeu_ps(rows + j / 2 * kColumns + v, interleave(first, second));
 }
 
-void pair_tile(const float* tile, std::size_t count, float* rows, float* neighbours) {
+void pair_tile(const float* tile, std::size_t count, float* rows, float* neighbours, std::size_t stride) {
   for (std::size_t j = 0; j < count; j += 2)
     for (std::size_t v = 0; v < kColumns; v += kLanes) {
       const float* place = tile + j * kColumns + v;
-      store_pairs(load(place), j + 1 < count ? load(place + kColumns) : splat(0.0f), j, v, rows, neighbours);
+      store_pairs(load(place), j + 1 < count ? load(place + kColumns) : splat(0.0f), j, v, rows, neighbours,
+                  stride);
     }
 }
 #endif
@@ -223,14 +225,14 @@ void exponentials(const float* tile, std::size_t count, const float* shift, cons
 
 #ifdef __AVX512BF16__
 void paired_exponentials(const float* tile, std::size_t count, const float* shift, const float* scale,
-                         float* max, float* sum, float* rows, float* neighbours) {
+                         float* max, float* sum, float* rows, float* neighbours, std::size_t stride) {
   for (std::size_t v = 0; v < kColumns; v += kLanes) {
     Exponentials column(shift + v);
     for (std::size_t j = 0; j < count; j += 2) {
       const float* place = tile + j * kColumns + v;
       const Vector even = column(load(place)) * scale[j];
       const Vector odd = j + 1 < count ? column(load(place + kColumns)) * scale[j + 1] : splat(0.0f);
-      store_pairs(even, odd, j, v, rows, neighbours);
+      store_pairs(even, odd, j, v, rows, neighbours, stride);
     }
     store(max + v, column.top);
     store(sum + v, column.total);

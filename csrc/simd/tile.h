@@ -50,8 +50,9 @@ struct TileKernels {
   void (*pair_neighbours)(const float* row, std::size_t count, float* pairs);
 
   // Both for a tile, null alike: pairs of its rows to `rows`, where the last of an odd number is paired with
-  // zeros, and pairs of neighbours in a row to `neighbours`. Both have room for an even number of rows.
-  void (*pair_tile)(const float* tile, std::size_t count, float* rows, float* neighbours);
+  // zeros, and pairs of neighbours in a row to `neighbours`, whose rows are `stride` floats apart. Both have
+  // room for an even number of rows.
+  void (*pair_tile)(const float* tile, std::size_t count, float* rows, float* neighbours, std::size_t stride);
 
   // Turns products into logits: tile[j, c] = tile[j, c] * scale[j] + bias[j]. Where groups are given, an
   // entry whose passage and query share one becomes -inf.
@@ -65,7 +66,7 @@ struct TileKernels {
 
   // The same, but what would be `out` goes to `rows` and `neighbours` as by pair_tile; null alike.
   void (*paired_exponentials)(const float* tile, std::size_t count, const float* shift, const float* scale,
-                              float* max, float* sum, float* rows, float* neighbours);
+                              float* max, float* sum, float* rows, float* neighbours, std::size_t stride);
 
   // Adds each row of the tile to a running sum: with m the new maximum of row j,
   // sum[j] = sum[j] * exp(max[j] - m) + sum_c exp(tile[j, c] - m), and max[j] = m.
