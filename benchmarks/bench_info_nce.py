@@ -5,8 +5,9 @@
     pytest benchmarks/bench_info_nce.py                         # one size under pytest-benchmark
 
 Every contender's loss and gradients are compared with eager torch's before anything is timed. They take
-turns, so that a busy machine slows all of them; a cell is the median. GFLOP/s counts the useful operations:
-6 * Q * N * D, three matrix products; 8 in both directions, which need one recompute.
+turns, so that a busy machine slows all of them; of two calls in a turn the second is timed, so that none
+begins with the caches and cores that its neighbour left; a cell is the median. GFLOP/s counts the useful
+operations: 6 * Q * N * D, three matrix products; 8 in both directions, which need one recompute.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def medians(calls: dict[str, Callable[[], object]], seconds: float = 4.0) -> dic
     start = time.perf_counter()
     while len(min(times.values(), key=len)) < least or time.perf_counter() - start < seconds:
         for name, call in calls.items():
-            call()
+            call()  # leaves caches and cores as the next finds them
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)

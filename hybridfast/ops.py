@@ -323,9 +323,9 @@ def _info_nce_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _filled(problem, _run(problem, weights)[1])
 
 
-def _filled(problem: Problem, grads: Gradients) -> tuple[Tensor, Tensor, Tensor]:
+def _filled(problem: Problem, grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """What the ops' schemas ask for: an empty tensor in the place of None."""
-    inputs = (problem.queries, problem.passages, cast(Tensor, problem.temperature))
+    inputs = cast("tuple[Tensor, Tensor, Tensor]", problem[:3])
     out = [
         like.new_empty(0, dtype=_wide(like)) if grad is None else grad
         for grad, like in zip(grads, inputs, strict=True)
@@ -339,12 +339,12 @@ def _info_nce_gradients_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (problem.queries, problem.passages, cast(Tensor, problem.temperature))
-    out = [
-        like.new_empty(like.shape if need else (0,), dtype=_wide(like))
+    inputs = cast("tuple[Tensor, Tensor, Tensor]", problem[:3])
+    needed = [
+        like.new_empty(like.shape, dtype=_wide(like)) if need else None
         for like, need in zip(inputs, problem.needs, strict=True)
     ]
-    return out[0], out[1], out[2]
+    return _filled(problem, needed)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,7 +20,7 @@ void put_half(float* pairs, std::size_t place, Brain value) {
 void InfoNce::form_gradients() {
   if (trying_ && pairs_) {  // pairs do not fit into the tiles that the filter was tried on: form them anew
     trying_ = false;
-    for_chunks([this](std::size_t chunk) { sum_chunk(chunk, all_panels(), false); });
+    for_chunks([this, panels = all_panels()](std::size_t chunk) { sum_chunk(chunk, panels, false); });
   }
   if (gradients_->passage_grads) for_panels([this](std::size_t panel) { pack_rows(panel); });
   for (slab_first_ = 0; slab_first_ < chunks_; slab_first_ += slab_) {
