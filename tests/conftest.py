@@ -35,7 +35,7 @@ def tiny_xlm_r(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-    from hybridfast.datasets import cldr
+    from hybridfast.data import cldr
 
     texts = [row[side] for row in cldr.training_rows()[:2_200] for side in ("query", "passage")]
     words = sorted({word for text in texts for word in text.lower().replace("?", " ?").split()})

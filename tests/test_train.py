@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from hybridfast import train
 from hybridfast.train import TrainConfig
+from hybridfast.training import loop
 
 # Enough for the embedded corpus to be half learnt: a quarter of the command's steps, half of its batch.
 SHORT = ["--max_steps", "300", "--batch_size", "256", "--dimension", "64", "--vocabulary_size", "6000"]
@@ -141,7 +142,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError("out of memory")
 
     data = str(write_pairs(tmp_path / "pairs.jsonl"))
-    monkeypatch.setattr(train, "info_nce", fail)
+    monkeypatch.setattr(loop, "info_nce", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         train.main(["--data", data, "--batch_size", "8", "--output_dir", str(tmp_path / "run")])
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

@@ -1,0 +1,442 @@
+"""HybridSampler: hybrid batches, each a pure function of (seed, epoch, index), built by native threads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+import hybridfast._core as _core
+
+AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
+
+
+class Tokens(Protocol):
+    """What the sampler reads of a corpus: fields of `hybridfast.data.tokens.TokenizedCorpus`.
+
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text.
+    """
+
+    @property
+    def languages(self) -> list[str]: ...
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def version_GL(self) -> np.ndarray: ...
+    @property
+    def source_G(self) -> np.ndarray: ...
+    @property
+    def passage_hash_V(self) -> np.ndarray | None: ...
+    @property
+    def token_ids(self) -> np.ndarray | None: ...
+    @property
+    def text_indptr(self) -> np.ndarray | None: ...
+    @property
+    def version_indptr(self) -> np.ndarray | None: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's rows of one batch; B is batch_size / world_size. Tensors view native memory without a copy.
+
+    `queries`, `passages` and `negatives` are what a SentenceTransformer's first module takes:
+    layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
+    layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
+    They are None for a corpus without token ids. Languages are positions in `HybridSampler.languages`.
+    A row is flagged that repeats a group or a passage of an earlier row of the global batch; the loss wants
+    `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each other.
+    """
+
+    epoch: int
+    index: int
+    mode: str  # "mono", "cross" or, with cross="same", "same"
+    groups: torch.Tensor  # (B,) int64
+    query_languages: torch.Tensor  # (B,) int64
+    passage_languages: torch.Tensor  # (B,) int64
+    flagged: torch.Tensor  # (B,) bool
+    mask_groups: torch.Tensor  # (B,) int64: the group or, where flagged, the earlier row's
+    queries: dict[str, torch.Tensor] | None  # B texts
+    passages: dict[str, torch.Tensor] | None  # B texts
+    negatives: dict[str, torch.Tensor] | None  # M <= B * negatives texts; None when negatives=0
+    negative_rows: torch.Tensor | None  # (M,) int64: the row each hard negative belongs to
+
+
+class HybridSampler:
+    """Endless source of hybrid batches; see `sampler.epoch(e)`, `sampler[(epoch, index)]`, `len(sampler)`.
+
+    tokens: a TokenizedCorpus (or anything with its fields).
+    batch_size: pairs per global batch; each of `world_size` ranks takes batch_size / world_size of them.
+    alpha: probability of a monolingual batch; a float in [0, 1], a list of (step, alpha) points to
+        interpolate, or a function of the step (step = epoch * len(sampler) + index).
+    cross: what the other batches are: "mixed" (X-Y: languages vary inside the batch, query and passage
+        differ), "paired" (one ordered language pair per batch), "same" (LAReQA's X-X: same-language pairs,
+        languages mixed inside the batch).
+    draw: "bernoulli" (every batch draws its mode and languages) or "stratified" (each block of 100 batches
+        holds exactly its share of every mode and language, in random order).
+    languages: the languages to draw from, by code; default all of the corpus.
+    language_weights: {language: weight}; default uniform.
+    sources: "mixed" (every batch holds pairs of all data sets, by weight) or "single" (one per batch).
+    source_weights: "size" or {source: weight}; temperature: sizes count as size ** (1 / temperature).
+    negatives: at most this many hard negatives per pair, in the passage's language.
+    dedup: "group" (a group at most once in a global batch), "text" (nor two equal passages), or None.
+    dedup_window: rows that would meet their duplicate change places within so many batches of their kind.
+    length_buckets: > 1 sorts so many batches of a kind by length and cuts them anew: less padding.
+    batches: predefined ones, (N, batch_size, 3) int32 of (group, query language, passage language), languages
+        by their positions; every epoch delivers them in this order, and no other option of the plan counts.
+    batches_per_epoch: default: as many as the corpus has (group, language) versions / batch_size.
+    layout, pad_to_multiple_of, token_dtype: how token ids come out; see Batch.
+    pin_memory: copy every batch into page-locked memory, for transfers to a GPU that do not block.
+    Raises ValueError naming the argument, before any thread starts.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        batch_size: int = 1024,
+        alpha: AlphaSchedule = 0.5,
+        seed: int = 0,
+        *,
+        cross: str = "mixed",
+        draw: str = "bernoulli",
+        languages: Sequence[str] | None = None,
+        language_weights: Mapping[str, float] | None = None,
+        sources: str = "mixed",
+        source_weights: str | Mapping[str, float] = "size",
+        temperature: float = 1.0,
+        negatives: int = 0,
+        dedup: str | None = "group",
+        dedup_window: int = 4,
+        length_buckets: int = 1,
+        batches_per_epoch: int | None = None,
+        batches: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 2,
+        prefetch: int = 8,
+        pin_memory: bool = False,
+        layout: str = "padded",
+        pad_to_multiple_of: int = 1,
+        token_dtype: str = "int64",
+    ) -> None:
+        self._options = {name: value for name, value in locals().items() if name not in ("self", "tokens")}
+        self._tokens = tokens
+        self.languages = _chosen_languages(tokens, languages)
+        self.sources = list(tokens.sources)
+        self.batch_size, self.alpha, self.seed = batch_size, alpha, seed
+        self.layout, self.threads, self.prefetch, self.pin_memory = layout, threads, prefetch, pin_memory
+        _check_choice("cross", cross, ("mixed", "paired", "same"))
+        _check_choice("draw", draw, ("bernoulli", "stratified"))
+        _check_choice("sources", sources, ("mixed", "single"))
+        _check_choice("dedup", dedup, ("group", "text", None))
+        _check_choice("layout", layout, ("padded", "flat"))
+        _check_choice("token_dtype", token_dtype, ("int64", "int32"))
+        _check_range("seed", seed, 0, 2**64 - 1)
+        _check_range("batch_size", batch_size, 1, 2**31 - 1)
+        _check_range("world_size", world_size, 1, batch_size)
+        _check_range("rank", rank, 0, world_size - 1)
+        _check_range("negatives", negatives, 0, 2**16)
+        _check_range("threads", threads, 0, 254)
+        _check_range("prefetch", prefetch, 1, 2**16)
+        _check_range("dedup_window", dedup_window, 1, 16)
+        _check_range("length_buckets", length_buckets, 1, 16)
+        _check_range("pad_to_multiple_of", pad_to_multiple_of, 1, 2**16)
+        if batches_per_epoch is not None:
+            _check_range("batches_per_epoch", batches_per_epoch, 1, 2**32 - 1)
+        if pin_memory and not torch.cuda.is_available():
+            raise ValueError("pin_memory=True needs CUDA, which torch does not find here")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size must be a multiple of world_size {world_size}, got {batch_size}")
+        if not (np.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if dedup == "text" and tokens.passage_hash_V is None:
+            raise ValueError("dedup='text' needs passage_hash_V, which the corpus does not have")
+        if length_buckets > 1 and tokens.token_ids is None:
+            raise ValueError("length_buckets above 1 needs token_ids, which the corpus does not have")
+
+        arrays = _checked_arrays(tokens)
+        if batches is not None:
+            _check_batches(batches, batch_size, tokens, self.languages)
+        weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
+        self._core = _core.Sampler(
+            **arrays,
+            versions=_version_count(tokens),
+            pad_id=tokens.pad_id,
+            seed=seed,
+            batch_size=batch_size,
+            cross=cross,
+            stratified=draw == "stratified",
+            languages=[tokens.languages.index(language) for language in self.languages],
+            language_names=self.languages,
+            language_weights=_weights("language_weights", language_weights or {}, self.languages),
+            single_source=sources == "single",
+            source_names=self.sources,
+            source_weights=weights,
+            temperature=temperature,
+            dedup=dedup or "none",
+            dedup_window=dedup_window,
+            length_buckets=length_buckets,
+            batches=batches_per_epoch or 0 if batches is None else len(batches),
+            predefined=batches,
+            rank=rank,
+            world_size=world_size,
+            negatives=negatives,
+            flat=layout == "flat",
+            wide=token_dtype == "int64",
+            pad_to_multiple_of=pad_to_multiple_of,
+            files=_files(arrays.values()),
+        )
+        if self._core.left_out:
+            warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
+        self._epoch, self._index = 0, 0
+        self._pipelines: weakref.WeakSet[_core.Pipeline] = weakref.WeakSet()
+        self._closed = False
+        self._schedules: dict[int, _core.Schedule] = {}
+        self._schedule(0)  # an alpha or a mode that cannot be had is an error here
+
+    def __len__(self) -> int:
+        """Batches of an epoch, exactly."""
+        return self._core.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches start .. len(self) - 1 of an epoch, built ahead by `threads` threads."""
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        _check_range("start", start, 0, len(self))
+        if self._closed:
+            raise ValueError("this sampler is closed")
+        pipeline = _core.Pipeline(self._core, self._schedule(epoch), start, self.threads, self.prefetch)
+        self._pipelines.add(pipeline)
+        self._epoch, self._index = epoch, start
+        return self._batches(pipeline, epoch, start)
+
+    def _batches(self, pipeline: _core.Pipeline, epoch: int, index: int) -> Iterator[Batch]:
+        try:
+            while (built := pipeline.next()) is not None:
+                index += 1
+                self._epoch, self._index = epoch, index
+                yield self._batch(built)
+            if not self._closed:
+                self._epoch, self._index = epoch + 1, 0
+        finally:
+            pipeline.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch, from where state_dict() stands."""
+        return self.epoch(self._epoch, self._index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes iter(self) start at the beginning of `epoch`."""
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        self._epoch, self._index = epoch, 0
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        """The batch (epoch, index), built here and now; IndexError beyond len(self)."""
+        epoch, index = key
+        _check_range("epoch", epoch, 0, 2**32 - 1)
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of an epoch of {len(self)}")
+        return self._batch(self._core.build(self._schedule(epoch), index))
+
+    def _schedule(self, epoch: int) -> _core.Schedule:
+        if epoch not in self._schedules:
+            self._schedules = {epoch: self._core.schedule(epoch, self._alphas(epoch))}
+        return self._schedules[epoch]
+
+    def _alphas(self, epoch: int) -> list[float]:
+        steps = range(epoch * len(self), (epoch + 1) * len(self))
+        if callable(self.alpha):
+            given = alphas = [float(self.alpha(step)) for step in steps]
+        elif isinstance(self.alpha, (int, float)):
+            given = alphas = [float(self.alpha)]
+        else:
+            points_N2 = np.array(self.alpha, np.float64)
+            if points_N2.ndim != 2 or points_N2.shape[1] != 2 or (np.diff(points_N2[:, 0]) <= 0).any():
+                raise ValueError(f"alpha must be (step, alpha) points in rising order, got {self.alpha!r}")
+            given = points_N2[:, 1].tolist()
+            alphas = np.interp(steps, *points_N2.T).tolist()
+        for alpha in given:
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        return alphas
+
+    def _batch(self, built: tuple[Any, ...]) -> Batch:
+        epoch, index, mode, rows, queries, passages, negatives, negative_rows = built
+        second = "offsets" if self.layout == "flat" else "attention_mask"
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).pin_memory() if self.pin_memory else torch.from_numpy(array)
+
+        def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
+            return None if pair is None else {"input_ids": tensor(pair[0]), second: tensor(pair[1])}
+
+        groups, query_languages, passage_languages, flagged, mask_groups = map(tensor, rows)
+        return Batch(
+            epoch=epoch,
+            index=index,
+            mode=mode,
+            groups=groups,
+            query_languages=query_languages,
+            passage_languages=passage_languages,
+            flagged=flagged,
+            mask_groups=mask_groups,
+            queries=texts(queries),
+            passages=texts(passages),
+            negatives=texts(negatives),
+            negative_rows=None if negative_rows is None else tensor(negative_rows),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the next batch, and the fingerprint of the corpus and options it holds for."""
+        ended = self._index == len(self)  # the last batch was delivered, but not yet asked beyond
+        position = (self._epoch + 1, 0) if ended else (self._epoch, self._index)
+        return {"epoch": position[0], "index": position[1], "fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes iter(self) go on where `state` was taken. ValueError: another corpus or another plan."""
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError("state is of another corpus or of a sampler with other options")
+        _check_range("index", state["index"], 0, len(self))
+        self._epoch, self._index = state["epoch"], state["index"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
+        plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
+        plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
+        if plan["batches"] is not None:
+            plan["batches"] = hashlib.sha256(plan["batches"]).hexdigest()
+        text = json.dumps([self._tokens.fingerprint, plan], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts over the batches of all iterations so far.
+
+        batches delivered; helped: of them built by the consumer; late: of them not ready when asked for
+        (late_share); waits and wait_seconds for late ones; discarded: built twice; flagged rows;
+        padding_share of the token places; modes: batches of each; query_languages, passage_languages: rows.
+        """
+        counts = self._core.stats()
+        places = counts["tokens"] + counts.pop("padding")
+        counts["padding_share"] = 1 - counts["tokens"] / places if places else 0.0
+        counts["late_share"] = counts["late"] / max(counts["batches"], 1)
+        counts["modes"] = {mode: counts.pop(mode) for mode in ("mono", "cross", "same")}
+        for side in ("query_languages", "passage_languages"):
+            counts[side] = dict(zip(self.languages, counts[side], strict=True))
+        return counts
+
+    def coverage(self) -> dict[str, float]:
+        """Share of the groups that exist in each language."""
+        groups = len(self._tokens.source_G)
+        return {name: n / groups for name, n in zip(self.languages, self._core.coverage, strict=True)}
+
+    def close(self) -> None:
+        """Ends all iterations and their threads. Safe to call twice."""
+        self._closed = True
+        for pipeline in list(self._pipelines):
+            pipeline.close()
+
+    def __enter__(self) -> HybridSampler:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokens": self._tokens, "options": self._options, "position": (self._epoch, self._index)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["tokens"], **state["options"])  # type: ignore[misc]
+        self._epoch, self._index = state["position"]
+
+
+_NOT_THE_PLAN = ("rank", "world_size", "threads", "prefetch", "pin_memory", "layout", "token_dtype")
+
+_DTYPES = {
+    "version_GL": np.int32,
+    "source_G": np.int32,
+    "passage_hash_V": np.uint64,
+    "version_indptr": np.int64,
+    "text_indptr": np.int64,
+    "token_ids": np.int32,
+}
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
+
+
+def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[str]:
+    chosen = list(tokens.languages if languages is None else languages)
+    unknown = [language for language in chosen if language not in tokens.languages]
+    if unknown or not chosen or len(set(chosen)) < len(chosen) or len(chosen) > 255:
+        raise ValueError(f"languages must be different ones of {tokens.languages}, got {chosen}")
+    return chosen
+
+
+def _weights(name: str, weights: str | Mapping[str, float], keys: list[str]) -> list[float]:
+    if isinstance(weights, str) or not set(weights) <= set(keys):
+        raise ValueError(f"{name} must map some of {keys} to weights, got {weights!r}")
+    for key, weight in weights.items():
+        if not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"{name}[{key!r}] must be positive, got {weight}")
+    return [float(weights.get(key, 1.0)) for key in keys]
+
+
+def _version_count(tokens: Tokens) -> int:
+    for array in (tokens.passage_hash_V, tokens.version_indptr):
+        if array is not None:
+            return len(array) - (array is tokens.version_indptr)
+    return int(tokens.version_GL.max(initial=-1)) + 1
+
+
+def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
+    text = ("version_indptr", "text_indptr", "token_ids")
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, dtype in _DTYPES.items():
+        array = getattr(tokens, name)
+        if name in text and tokens.token_ids is None:
+            array = None
+        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+            raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
+        if array is None and name not in ("passage_hash_V", *text):
+            raise ValueError(f"{name} must be an array, got None")
+        arrays[name] = array
+    shape = (len(tokens.source_G), len(tokens.languages))
+    if tokens.version_GL.shape != shape:
+        raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
+    return arrays
+
+
+def _check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, languages: list[str]) -> None:
+    if batches.dtype != np.int32 or not batches.flags.c_contiguous or batches.shape[1:] != (batch_size, 3):
+        raise ValueError(
+            f"batches must be C-contiguous int32 (N, {batch_size}, 3), got {batches.dtype} {batches.shape}"
+        )
+    groups, codes = len(tokens.source_G), [tokens.languages.index(language) for language in languages]
+    for i, batch_B3 in enumerate(batches):
+        inside = (batch_B3 >= 0).all() and (batch_B3 < (groups, len(codes), len(codes))).all()
+        if not inside or (tokens.version_GL[batch_B3[:, :1], np.take(codes, batch_B3[:, 1:])] < 0).any():
+            raise ValueError(f"batches[{i}] names a version that the corpus does not have")
+
+
+def _files(arrays: Iterable[np.ndarray | None]) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time) of every file that one of the arrays maps."""
+    paths = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}
+    return [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in sorted(paths)]

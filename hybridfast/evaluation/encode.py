@@ -1,0 +1,48 @@
+"""From a model and an evaluation set to the figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import normalize
+
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
+from hybridfast.infonce.ops import TRITON
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["encode", "evaluate"]
+
+
+def evaluate(
+    model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
+) -> Evaluation:
+    """Encode an evaluation set, each side under the model's own prompt, and rank it by cosine."""
+    queries, passages = encode(
+        model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
+    )
+    return evaluate_embeddings(eval_set, normalize(queries, dim=-1), normalize(passages, dim=-1))
+
+
+def encode(
+    model: SentenceTransformer, queries: list[str], passages: list[str], *, batch_size: int, progress: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32.
+
+    They stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
+    """
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "show_progress_bar": progress,
+        "convert_to_tensor": True,
+    }
+    embeddings = [
+        model.encode_query(queries, **settings).float(),
+        model.encode_document(passages, **settings).float(),
+    ]
+    if not (TRITON and all(rows.device.type == "cuda" for rows in embeddings)):
+        embeddings = [rows.cpu() for rows in embeddings]
+    return embeddings[0], embeddings[1]

@@ -1,0 +1,90 @@
+"""What all runs of one command share: the data, the tokens, and how a run's model starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from hybridfast import encoder
+from hybridfast.data import cldr
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.evaluation import readers
+from hybridfast.evaluation.encode import evaluate
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.training.config import TrainConfig
+from hybridfast.training.loop import make_sampler
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Project", "batch_type"]
+
+
+class Project:
+    """See the module's text. Making one prints the corpus and refuses what cannot be trained."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.corpus = _load_corpus(config)
+        print(self.corpus)
+        self.eval_set: EvalSet | None = None
+        if config.eval_dataset != "none":
+            self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
+        self.tokenizer = None
+        if config.model == "static":
+            self.tokenizer = encoder.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
+        model = self.new_model(config.seed)
+        limit = model.max_seq_length or float("inf")
+        self.tokens = self.corpus.tokenize(
+            model.tokenizer,
+            query_prefix=config.query_prefix,
+            passage_prefix=config.passage_prefix,
+            max_query_length=int(min(config.max_query_length, limit)),
+            max_passage_length=int(min(config.max_passage_length, limit)),
+        )
+        for _, run in self.runs():  # what cannot be filled is said before any training
+            make_sampler(self.tokens, run, static=encoder.is_static(model)).close()
+
+    def new_model(self, seed: int) -> SentenceTransformer:
+        """The model before training."""
+        torch.manual_seed(seed)
+        if self.tokenizer is not None:
+            model = encoder.build_static(
+                self.tokenizer, self.config.dimension, device=self.config.device or "cpu"
+            )
+        else:
+            model = encoder.load(self.config.model, device=self.config.device)
+        encoder.set_prompts(model, self.config.query_prefix, self.config.passage_prefix)
+        return model
+
+    def runs(self) -> Iterator[tuple[str, TrainConfig]]:
+        """Name and settings of every run; runs of one name differ in their seeds alone."""
+        named = {batch_type(self.config.alpha): self.config.alpha}
+        if self.config.compare:
+            named = {"mono": 1.0, "cross": 0.0, "hybrid": self.config.alpha}
+        for name, alpha in named.items():
+            for seed in range(self.config.seed, self.config.seed + self.config.num_seeds):
+                yield name, replace(self.config, alpha=alpha, seed=seed)
+
+    def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
+        """The held-out figures of a model; None without an evaluation set."""
+        if self.eval_set is None:
+            return None
+        return evaluate(model, self.eval_set, batch_size=self.config.eval_batch_size)
+
+
+def _load_corpus(config: TrainConfig) -> ParallelCorpus:
+    if config.data == "cldr":
+        return ParallelCorpus.from_rows(cldr.training_rows(), name="cldr")
+    return ParallelCorpus.load(
+        config.data, config=config.data_config, split=config.data_split, language=config.language
+    )
+
+
+def batch_type(alpha: float) -> str:
+    """What the paper calls training with such batches."""
+    return {1.0: "mono", 0.0: "cross"}.get(alpha, "hybrid")

@@ -1,0 +1,127 @@
+"""Tokenizing a corpus once, and mapping what was written. Texts are a few words each, known by their ids."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.tokens import TokenizedCorpus
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": "1",
+        "lang": "en",
+        "query": "red fox",
+        "passage": "a fox is red",
+        "source": "a",
+        "negative_1": "no",
+    },
+    {"id": "1", "lang": "de", "query": "roter fuchs", "passage": "ein fuchs ist rot", "source": "a"},
+    {"id": "2", "lang": "en", "query": "blue sea", "passage": "the sea is blue", "source": "b"},
+    {"id": "3", "lang": "th", "query": "ทะเล", "passage": "ทะเล สีฟ้า", "source": "b", "negative_1": "x y"},
+]
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    """Whole words; every word not listed is [UNK]."""
+    words = ["[PAD]", "[UNK]", "q", "p", "red", "fox", "is", "a", "sea", "blue", "no"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def tokenized(tokenizer: Tokenizer, tmp_path: Path, **settings: Any) -> TokenizedCorpus:
+    corpus = ParallelCorpus.from_rows(ROWS)
+    return corpus.tokenize(
+        tokenizer, query_prefix="q ", passage_prefix="p ", cache_dir=tmp_path, progress=False, **settings
+    )
+
+
+def test_tokens_of_every_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = tokenized(tokenizer, tmp_path)
+    first = slice(*tokens.version_indptr[:2])
+    assert [tokens.text(t).tolist() for t in range(first.start, first.stop)] == [
+        [2, 4, 5],  # q red fox
+        [3, 7, 5, 6, 4],  # p a fox is red
+        [3, 10],  # p no
+    ]
+    assert np.diff(tokens.version_indptr).tolist() == [3, 2, 2, 3]
+    assert tokens.version_GL.tolist() == [[1, 0, -1], [-1, 2, -1], [-1, -1, 3]]
+    assert tokens.source_G.tolist() == [0, 1, 1]
+    assert tokens.group_ids() == ["1", "2", "3"]
+    assert len(set(tokens.passage_hash_V.tolist())) == len(ROWS)
+    assert not tokens.token_ids.flags.writeable
+
+
+def test_truncation_keeps_the_head(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = tokenized(tokenizer, tmp_path, max_query_length=2, max_passage_length=3)
+    assert tokens.text(0).tolist() == [2, 4]
+    assert tokens.text(1).tolist() == [3, 7, 5]
+    with pytest.raises(ValueError, match="max_query_length must be >= 1, got 0"):
+        tokenized(tokenizer, tmp_path, max_query_length=0)
+
+
+def test_transformers_tokenizers_add_their_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    tokens = tokenized(wrapped, tmp_path, max_passage_length=4)
+    for version, row in enumerate(ROWS):
+        texts = ["q " + row["query"], "p " + row["passage"]]
+        first = tokens.version_indptr[version]
+        assert [tokens.text(first + i).tolist() for i in range(2)] == [
+            wrapped(text, truncation=True, max_length=4)["input_ids"] for text in texts
+        ]
+    assert tokens.pad_id == 0
+
+
+def test_the_cache_is_keyed_by_everything_that_shapes_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    corpus = ParallelCorpus.from_rows(ROWS)
+    other_rows = [{**ROWS[0], "query": "red sea"}, *ROWS[1:]]
+    wider = Tokenizer.from_str(tokenizer.to_str())
+    wider.add_tokens(["fuchs"])
+    variants = [
+        corpus.tokenize(tokenizer, cache_dir=tmp_path, progress=False),
+        corpus.tokenize(tokenizer, cache_dir=tmp_path, progress=False, query_prefix="other "),
+        corpus.tokenize(tokenizer, cache_dir=tmp_path, progress=False, max_passage_length=2),
+        corpus.tokenize(wider, cache_dir=tmp_path, progress=False),
+        ParallelCorpus.from_rows(other_rows).tokenize(tokenizer, cache_dir=tmp_path, progress=False),
+    ]
+    assert len({tokens.fingerprint for tokens in variants}) == len(variants)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted(t.fingerprint for t in variants)
+    tokenizer.enable_truncation(1)  # state, not definition: the same cache
+    assert corpus.tokenize(tokenizer, cache_dir=tmp_path).fingerprint == variants[0].fingerprint
+
+
+def test_a_failed_tokenization_leaves_nothing(tmp_path: Path) -> None:
+    def broken(texts: list[str], **_: Any) -> None:
+        raise RuntimeError("no ids today")
+
+    broken.get_vocab = lambda: {}  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="no ids today"):
+        ParallelCorpus.from_rows(ROWS).tokenize(broken, cache_dir=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_cache_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tokenized(tokenizer, tmp_path).path
+    with open(folder / "token_ids.bin", "r+b") as file:
+        file.truncate(8)
+    with pytest.raises(ValueError, match=r"token_ids.bin: 8 bytes where \d+ were written; delete"):
+        TokenizedCorpus.open(folder)
+    with pytest.raises(FileNotFoundError, match="no token cache here"):
+        TokenizedCorpus.open(tmp_path / "elsewhere")
+
+
+def test_a_pickle_is_a_path(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokens = tokenized(tokenizer, tmp_path)
+    copy = pickle.loads(pickle.dumps(tokens))
+    assert copy.fingerprint == tokens.fingerprint
+    assert np.array_equal(copy.token_ids, tokens.token_ids)
+    assert len(pickle.dumps(tokens)) < 1_000

@@ -1,0 +1,67 @@
+"""The picture's file."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridfast.evaluation import plots
+from hybridfast.evaluation.metrics import Evaluation
+
+NAN = float("nan")
+
+
+def make_evaluation(languages: list[str], mean_average_precision: float = 0.25) -> Evaluation:
+    size = len(languages)
+    square, line = np.full((size, size), mean_average_precision), np.full(size, 0.125)
+    return Evaluation(
+        name="made up",
+        languages=languages,
+        pairs={"mAP": square, "R@1": square},
+        multilingual={"mAP": line, "R@10": line},
+        rank_distance=np.full(size, 30.04),
+        median_rank=np.full((size, size), 2.5),
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, NAN])
+@pytest.mark.parametrize(
+    "languages", [["en"], ["ar", "de", "el", "en", "es", "hi", "ru", "th", "tr", "vi", "zh"]]
+)
+def test_heat_map_is_a_whole_png_alone_in_its_folder(
+    tmp_path: Path, languages: list[str], value: float
+) -> None:
+    path = tmp_path / "map.png"
+    path.write_bytes(b"an older picture")
+    plots.heat_map(make_evaluation(languages, value), path)
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > height > 500
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_heat_map_shows_the_values(tmp_path: Path) -> None:
+    """Equal evaluations give equal files, another value another file."""
+    for name, value in (("a", 0.25), ("b", 0.25), ("c", 0.75)):
+        plots.heat_map(make_evaluation(["de", "en"], value), tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_failed_heat_map_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "map.png"
+    path.write_bytes(b"an older picture")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        plots.heat_map(make_evaluation(["en"]), path)
+    assert path.read_bytes() == b"an older picture"
+    assert list(tmp_path.iterdir()) == [path]
