@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-import hybridfast._core as _core
+from hybridfast._core import Pipeline, Sampler, Schedule
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
 
@@ -169,7 +169,7 @@ class HybridSampler:
         if batches is not None:
             _check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
-        self._core = _core.Sampler(
+        self._core = Sampler(
             **arrays,
             versions=_version_count(tokens),
             pad_id=tokens.pad_id,
@@ -200,9 +200,9 @@ class HybridSampler:
         if self._core.left_out:
             warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
         self._epoch, self._index = 0, 0
-        self._pipelines: weakref.WeakSet[_core.Pipeline] = weakref.WeakSet()
+        self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._closed = False
-        self._schedules: dict[int, _core.Schedule] = {}
+        self._schedules: dict[int, Schedule] = {}
         self._schedule(0)  # an alpha or a mode that cannot be had is an error here
 
     def __len__(self) -> int:
@@ -215,12 +215,12 @@ class HybridSampler:
         _check_range("start", start, 0, len(self))
         if self._closed:
             raise ValueError("this sampler is closed")
-        pipeline = _core.Pipeline(self._core, self._schedule(epoch), start, self.threads, self.prefetch)
+        pipeline = Pipeline(self._core, self._schedule(epoch), start, self.threads, self.prefetch)
         self._pipelines.add(pipeline)
         self._epoch, self._index = epoch, start
         return self._batches(pipeline, epoch, start)
 
-    def _batches(self, pipeline: _core.Pipeline, epoch: int, index: int) -> Iterator[Batch]:
+    def _batches(self, pipeline: Pipeline, epoch: int, index: int) -> Iterator[Batch]:
         try:
             while (built := pipeline.next()) is not None:
                 index += 1
@@ -248,7 +248,7 @@ class HybridSampler:
             raise IndexError(f"batch {index} of an epoch of {len(self)}")
         return self._batch(self._core.build(self._schedule(epoch), index))
 
-    def _schedule(self, epoch: int) -> _core.Schedule:
+    def _schedule(self, epoch: int) -> Schedule:
         if epoch not in self._schedules:
             self._schedules = {epoch: self._core.schedule(epoch, self._alphas(epoch))}
         return self._schedules[epoch]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-import hybridfast._core as _core
 from hybridfast.infonce.ops import TRITON
 
 __all__ = ["TIES", "RankCounts", "gold_ranks", "rank_counts"]
@@ -144,7 +143,7 @@ def rank_counts(
     starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
     pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
     problem = (query_array, passage_array, pool_starts, pool_rows, indptr, indices_G)
-    counts = kernels.rank_counts(*problem, threads) if kernels is _core else kernels.rank_counts(*problem)
+    counts = kernels.rank_counts(*problem, threads)
     return RankCounts(indptr, groups_N[indices_G], *counts)
 
 
@@ -178,7 +177,7 @@ def _kernels(queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torc
     if devices[0] != devices[1]:
         raise ValueError(f"queries and passages must be on one device, got {devices[0]} and {devices[1]}")
     if devices[0].type == "cpu":
-        return _core
+        return importlib.import_module("hybridfast._core")
     if queries.dtype != passages.dtype:
         raise ValueError(
             f"queries and passages on a GPU must be of one dtype, got {queries.dtype} and {passages.dtype}"

@@ -103,8 +103,12 @@ def rank_counts(
     group_rows: NDArray[np.int64],
     gold_indptr: NDArray[np.int64],
     gold_rows: NDArray[np.int64],
+    threads: int,
 ) -> Counts:
-    """How many passages of each group score above, tie with, and tie later than each gold: (G, L) each."""
+    """How many passages of each group score above, tie with, and tie later than each gold: (G, L) each.
+
+    `threads` are the CPU's, and change nothing here.
+    """
     device, tiles = queries.device, FLOAT32 if queries.dtype == torch.float32 else HALF
     groups, golds = len(group_starts) - 1, len(gold_rows)
     counts = torch.zeros((3, golds, groups), dtype=torch.int32, device=device)

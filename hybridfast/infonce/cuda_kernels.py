@@ -9,7 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import hybridfast._cuda as _cuda
+from hybridfast._cuda import Block as NativeBlock
+from hybridfast._cuda import Sweep
+from hybridfast._cuda import form_exps as native_form_exps
+from hybridfast._cuda import form_weights as native_form_weights
+from hybridfast._cuda import negative_sums as native_negative_sums
+from hybridfast._cuda import tile as native_tile
 from hybridfast.infonce import gpu
 from hybridfast.infonce.blocks import Block, OneDirection
 
@@ -25,9 +30,9 @@ def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> 
         native = _Native(block)
 
         def sweep(band: gpu.Band, row_parts: Tensor, column_parts: Tensor | None) -> None:
-            _cuda.negative_sums(
+            native_negative_sums(
                 native.block,
-                _cuda.Sweep(*band, _at(only_Q)),
+                Sweep(*band, _at(only_Q)),
                 _at(row_parts),
                 _at(column_parts),
                 native.stream,
@@ -76,8 +81,8 @@ def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
         native = _Native(block)
         band = gpu.Band.of(0, len(out_QN), len(block.passages), native.tile)
         row_parts = wanted_Q.new_empty((band.splits, len(out_QN)))
-        _cuda.form_exps(
-            native.block, _cuda.Sweep(*band), _at(wanted_Q), _at(out_QN), out_QN.stride(0), _at(row_parts),
+        native_form_exps(
+            native.block, Sweep(*band), _at(wanted_Q), _at(out_QN), out_QN.stride(0), _at(row_parts),
             native.stream,
         )  # fmt: skip
     return row_parts.sum(dim=0)
@@ -99,8 +104,8 @@ def _form_weights(
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
         band = gpu.Band.of(rows.start, rows.stop, len(block.passages), native.tile)
-        _cuda.form_weights(
-            native.block, _cuda.Sweep(*band, _at(only_Q)), block.margin,
+        native_form_weights(
+            native.block, Sweep(*band, _at(only_Q)), block.margin,
             _at(rows_of[0]), _at(rows_of[1]), _at(columns_of[0]), _at(columns_of[1]), _at(rows_of[2]),
             _at(out_RN), out_RN.stride(0), native.stream,
         )  # fmt: skip
@@ -121,8 +126,8 @@ class _Native:
         ids = [None if x is None else x.contiguous() for x in (block.targets, *groups, block.excluded)]
         self.kept = (queries, passages, inverse, ids)
         device = max(queries.get_device(), 0)
-        self.tile = gpu.Tile(*_cuda.tile(device))
-        self.block = _cuda.Block(
+        self.tile = gpu.Tile(*native_tile(device))
+        self.block = NativeBlock(
             device=device,
             queries=_at(queries),
             query_stride=queries.stride(0),

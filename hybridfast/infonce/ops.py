@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-import hybridfast._core as _core
+from hybridfast._core import info_nce as native_info_nce
 from hybridfast.infonce import blocks
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "torch")
@@ -148,7 +148,7 @@ def _run_native(problem: Problem, weights: Weights, reduction: str) -> tuple[Ten
     losses = torch.empty(len(queries)) if reduction == "none" else None
     query_grads = torch.empty(queries.shape) if of_queries or of_temperature else None
     passage_grads = torch.empty(passages.shape) if of_passages else None
-    total, temperature_grad, *stats = _core.info_nce(
+    total, temperature_grad, *stats = native_info_nce(
         _rows(queries),
         _rows(passages),
         temperature.item() if isinstance(temperature, Tensor) else temperature,

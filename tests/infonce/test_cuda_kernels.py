@@ -148,8 +148,8 @@ def test_nothing_is_written_around(kernels, queries):
     parts = native.tile.parts * -(-queries // native.tile.queries)
     rows = torch.full((band.splits + 2, queries), mark, device=DEVICE)
     columns = torch.full((parts + 2, passages), mark, device=DEVICE)
-    kernels._cuda.negative_sums(
-        native.block, kernels._cuda.Sweep(*band), rows[1].data_ptr(), columns[1].data_ptr(), native.stream
+    kernels.native_negative_sums(
+        native.block, kernels.Sweep(*band), rows[1].data_ptr(), columns[1].data_ptr(), native.stream
     )
     for written in (rows, columns):
         assert written[[0, -1]].isnan().all()
