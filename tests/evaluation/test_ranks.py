@@ -11,67 +11,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluation.rank_problems import BAD_ROW, PASSAGES, QUERIES, make_problem, ranks_by_sorting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import hybridfast
 from hybridfast import _core
 from hybridfast.evaluation import ranks
 from hybridfast.evaluation.ranks import TIES, gold_ranks, rank_counts
-
-Problem = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
-
-
-def make_problem(
-    queries: int, passages: int, depth: int, max_golds: int = 4, low: int = -2, high: int = 3, seed: int = 0
-) -> Problem:
-    """Random integers and for each query 0 to `max_golds` golds; every third passage repeats an earlier
-    one.
-    """
-    rng = np.random.default_rng(seed)
-    queries_QD = rng.integers(low, high, (queries, depth)).astype(np.float32)
-    passages_ND = rng.integers(low, high, (passages, depth)).astype(np.float32)
-    copies = rng.random(passages) < 1 / 3
-    passages_ND[copies] = passages_ND[rng.integers(0, passages, copies.sum())]
-    golds = [
-        rng.choice(passages, min(rng.integers(0, max_golds + 1), passages), replace=False)
-        for _ in range(queries)
-    ]
-    indptr = np.cumsum([0] + [len(rows) for rows in golds])
-    return queries_QD, passages_ND, indptr, np.concatenate([np.empty(0, np.int64), *golds])
-
-
-def ranks_by_sorting(problem: Problem, pool_N: NDArray[np.bool_], ties: str) -> NDArray[np.float64]:
-    """Places in a stable descending sort, averaged over tied passages as `ties` asks."""
-    queries_QD, passages_ND, indptr, indices_G = problem
-    scores_QN = queries_QD.astype(np.float64) @ passages_ND.astype(np.float64).T
-    rows_P = np.flatnonzero(pool_N)
-    ranks: list[float] = []
-    for scores_N, (start, stop) in zip(scores_QN, pairwise(indptr), strict=True):
-        golds = indices_G[start:stop]
-        is_gold_P = np.isin(rows_P, golds)
-        order_within_ties = {"best": ~is_gold_P, "worst": is_gold_P, "trec": -rows_P, "expected": rows_P}[
-            ties
-        ]
-        order_P = np.lexsort((order_within_ties, -scores_N[rows_P]))
-        place_P = np.empty(len(rows_P))
-        place_P[order_P] = np.arange(1, len(rows_P) + 1)
-        for gold in golds:
-            sharing_P = scores_N[rows_P] == scores_N[gold]
-            if ties in ("best", "worst"):
-                sharing_P &= is_gold_P
-            elif ties == "trec":
-                sharing_P = rows_P == gold
-            ranks.append(place_P[sharing_P].mean())
-    return np.array(ranks)
 
 
 @pytest.mark.parametrize("ties", TIES)
@@ -180,13 +133,13 @@ def test_memory_stays_bounded() -> None:
 def test_every_instruction_set(level: str) -> None:
     """The level is chosen once per process, so each runs in its own."""
     code = (
-        "import sys; sys.path.append(sys.argv[1]); import test_ranks, numpy as np\n"
-        "from hybridfast import _core\n"
+        "import sys; sys.path.append(sys.argv[1]); import rank_problems, numpy as np\n"
+        "from hybridfast import _core, gold_ranks\n"
         "assert _core.build_info()['simd'] == sys.argv[2]\n"
         "for shape in ((13, 33, 7), (25, 1025, 40)):\n"
-        "    problem = test_ranks.make_problem(*shape)\n"
-        "    expected = test_ranks.ranks_by_sorting(problem, np.ones(shape[1], bool), 'expected')\n"
-        "    np.testing.assert_array_equal(test_ranks.gold_ranks(*problem), expected)\n"
+        "    problem = rank_problems.make_problem(*shape)\n"
+        "    expected = rank_problems.ranks_by_sorting(problem, np.ones(shape[1], bool), 'expected')\n"
+        "    np.testing.assert_array_equal(gold_ranks(*problem), expected)\n"
     )
     subprocess.run(
         [sys.executable, "-P", "-c", code, os.path.dirname(__file__), level],
@@ -240,11 +193,6 @@ def test_no_queries_and_no_golds() -> None:
     assert gold_ranks(np.ones((0, 2), "f"), passages_ND, [0], []).shape == (0,)
     assert gold_ranks(np.ones((2, 2), "f"), passages_ND, [0, 0, 0], []).shape == (0,)
     assert gold_ranks(np.ones((2, 2), "f"), np.ones((0, 2), "f"), [0, 0, 0], []).shape == (0,)
-
-
-QUERIES, PASSAGES = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
-BAD_ROW = np.ones((4, 3), np.float32)
-BAD_ROW[2, 1] = np.nan
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ Where TRITON_INTERPRET=1 (tests/conftest.py) the kernels run on the CPU; with TR
 import numpy as np
 import pytest
 import torch
+from evaluation.rank_problems import BAD_ROW, PASSAGES, QUERIES, make_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ranks import BAD_ROW, PASSAGES, QUERIES, make_problem
 
 from hybridfast import _core, gold_ranks
 from hybridfast.evaluation import ranks
