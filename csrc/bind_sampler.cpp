@@ -27,12 +27,24 @@ using Array = py::array_t<T, py::array::c_style>;
 template <class T>
 using MaybeArray = std::optional<Array<T>>;
 
+// A corpus and the arrays that it views.
+struct CorpusOfArrays : Corpus {
+  py::tuple arrays;
+};
+
+// A plan's options and the array that they view.
+struct PlanOptions : Options {
+  MaybeArray<std::int32_t> batches;
+};
+
 // A corpus, its plan and what its batches are made with; shared by the sampler object and its pipelines.
 struct Source {
-  Source(py::list kept, const Corpus& corpus, Options options, GatherOptions gather_options)
-      : arrays(std::move(kept)), plan(corpus, std::move(options)), gather(std::move(gather_options)) {}
+  Source(const CorpusOfArrays& corpus, const PlanOptions& options, GatherOptions gather_options)
+      : arrays(py::make_tuple(corpus.arrays, options.batches)),
+        plan(corpus, options),
+        gather(std::move(gather_options)) {}
 
-  py::list arrays;  // keeps the memory behind the corpus's pointers
+  py::tuple arrays;  // keeps the memory behind the plan's pointers
   Plan plan;
   GatherOptions gather;
   std::shared_ptr<BatchPool> pool = std::make_shared<BatchPool>();
@@ -50,31 +62,28 @@ void check_size(const char* name, py::ssize_t size, py::ssize_t wanted) {
                               std::to_string(size));
 }
 
-std::shared_ptr<Source> make_source(
-    const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G, std::int64_t versions,
-    const MaybeArray<std::uint64_t>& passage_hash_V, const MaybeArray<std::int64_t>& version_indptr,
-    const MaybeArray<std::int64_t>& text_indptr, const MaybeArray<std::int32_t>& token_ids,
-    std::int64_t pad_id, std::uint64_t seed, std::uint32_t batch_size, const std::string& cross,
-    bool stratified, std::vector<std::uint32_t> languages, std::vector<std::string> language_names,
-    std::vector<double> language_weights, bool single_source, std::vector<std::string> source_names,
-    std::vector<double> source_weights, double temperature, const std::string& dedup,
-    std::uint32_t dedup_window, std::uint32_t length_buckets, std::uint32_t batches,
-    const MaybeArray<std::int32_t>& predefined, std::uint32_t rank, std::uint32_t world_size,
-    std::uint32_t negatives, bool flat, bool wide, std::uint32_t pad_to_multiple_of,
-    const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
+CorpusOfArrays make_corpus(const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G,
+                           std::uint32_t sources, std::uint32_t versions,
+                           const MaybeArray<std::uint64_t>& passage_hash_V,
+                           const MaybeArray<std::int64_t>& version_indptr,
+                           const MaybeArray<std::int64_t>& text_indptr,
+                           const MaybeArray<std::int32_t>& token_ids, std::int64_t pad_id,
+                           const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
   if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
-  Corpus corpus;
+  CorpusOfArrays corpus;
+  corpus.arrays =
+      py::make_tuple(version_GL, source_G, passage_hash_V, version_indptr, text_indptr, token_ids);
   corpus.version_GL = version_GL.data();
   corpus.groups = static_cast<std::uint32_t>(version_GL.shape(0));
   corpus.languages = static_cast<std::uint32_t>(version_GL.shape(1));
-  corpus.versions = static_cast<std::uint32_t>(versions);
-  corpus.sources = static_cast<std::uint32_t>(source_names.size());
+  corpus.versions = versions;
+  corpus.sources = sources;
   check_size("source_G", source_G.size(), version_GL.shape(0));
   corpus.source_G = source_G.data();
   if (passage_hash_V) check_size("passage_hash_V", passage_hash_V->size(), versions);
   corpus.passage_hash_V = pointer(passage_hash_V);
   if (token_ids) {
-    check_size("version_indptr", version_indptr->size(), versions + 1);
+    check_size("version_indptr", version_indptr->size(), py::ssize_t{versions} + 1);
     corpus.version_indptr = pointer(version_indptr);
     corpus.text_indptr = pointer(text_indptr);
     corpus.texts = text_indptr->size() - 1;
@@ -82,36 +91,25 @@ std::shared_ptr<Source> make_source(
     corpus.tokens = token_ids->size();
     corpus.pad_id = pad_id;
   }
+  for (const auto& [path, bytes, modified_ns] : files) corpus.files.push_back({path, bytes, modified_ns});
+  return corpus;
+}
 
-  Options options;
-  options.seed = seed;
-  options.batch_size = batch_size;
-  options.cross = cross == "mixed" ? Cross::kMixed : cross == "paired" ? Cross::kPaired : Cross::kSame;
-  options.stratified = stratified;
-  options.languages = std::move(languages);
-  options.language_names = std::move(language_names);
-  options.language_weights = std::move(language_weights);
-  options.single_source = single_source;
-  options.source_names = std::move(source_names);
-  options.source_weights = std::move(source_weights);
-  options.temperature = temperature;
-  options.dedup = dedup == "group" ? Dedup::kGroup : dedup == "text" ? Dedup::kText : Dedup::kNone;
-  options.dedup_window = dedup_window;
-  options.length_buckets = length_buckets;
-  options.batches = batches;
-  options.predefined_NB3 = pointer(predefined);
-
-  GatherOptions gather;
-  gather.rank = rank;
-  gather.world_size = world_size;
-  gather.negatives = negatives;
-  gather.flat = flat;
-  gather.wide = wide;
-  gather.pad_to_multiple_of = pad_to_multiple_of;
-  for (const auto& [path, bytes, modified_ns] : files) gather.files.push_back({path, bytes, modified_ns});
-  py::list kept = py::make_tuple(version_GL, source_G, passage_hash_V, version_indptr, text_indptr, token_ids,
-                                 predefined);
-  return std::make_shared<Source>(std::move(kept), corpus, std::move(options), std::move(gather));
+// A field that Python sets by the name of one of its values; None is a name too.
+template <class Bound, class Owner, class Value>
+void def_choice(Bound& bound, const char* name, Value Owner::* field,
+                std::vector<std::pair<std::optional<std::string>, Value>> values) {
+  const auto set = [name, field, values = std::move(values)](typename Bound::type& self,
+                                                             const std::optional<std::string>& chosen) {
+    for (const auto& [value_name, value] : values) {
+      if (value_name == chosen) {
+        self.*field = value;
+        return;
+      }
+    }
+    throw std::invalid_argument(std::string(name) + " cannot be " + chosen.value_or("None"));
+  };
+  bound.def_property(name, nullptr, set);
 }
 
 template <class T>
@@ -210,17 +208,53 @@ void register_sampler(py::module_& module) {
   py::class_<Schedule, std::shared_ptr<Schedule>>(module, "Schedule")
       .def_property_readonly("epoch", &Schedule::epoch);
 
+  py::class_<CorpusOfArrays>(module, "Corpus")
+      .def(py::init(&make_corpus), py::kw_only(), py::arg("version_GL").noconvert(),
+           py::arg("source_G").noconvert(), py::arg("sources"), py::arg("versions"),
+           py::arg("passage_hash_V").noconvert(), py::arg("version_indptr").noconvert(),
+           py::arg("text_indptr").noconvert(), py::arg("token_ids").noconvert(), py::arg("pad_id"),
+           py::arg("files"));
+
+  // Where HybridSampler has an option of a field's name, it sets that field.
+  py::class_<PlanOptions> plan(module, "PlanOptions");
+  plan.def(py::init<>())
+      .def_readwrite("seed", &PlanOptions::seed)
+      .def_readwrite("batch_size", &PlanOptions::batch_size)
+      .def_readwrite("languages", &PlanOptions::languages)
+      .def_readwrite("language_names", &PlanOptions::language_names)
+      .def_readwrite("language_weights", &PlanOptions::language_weights)
+      .def_readwrite("source_names", &PlanOptions::source_names)
+      .def_readwrite("source_weights", &PlanOptions::source_weights)
+      .def_readwrite("temperature", &PlanOptions::temperature)
+      .def_readwrite("dedup_window", &PlanOptions::dedup_window)
+      .def_readwrite("length_buckets", &PlanOptions::length_buckets)
+      .def_readwrite("batches_per_epoch", &PlanOptions::batches_per_epoch)
+      .def_property("batches", nullptr,
+                    py::cpp_function(
+                        [](PlanOptions& self, const MaybeArray<std::int32_t>& batches) {
+                          self.batches = batches;
+                          self.predefined_NB3 = pointer(batches);
+                        },
+                        py::is_method(plan), py::arg().noconvert()));
+  def_choice(plan, "cross", &Options::cross,
+             {{"mixed", Cross::kMixed}, {"paired", Cross::kPaired}, {"same", Cross::kSame}});
+  def_choice(plan, "draw", &Options::stratified, {{"bernoulli", false}, {"stratified", true}});
+  def_choice(plan, "sources", &Options::single_source, {{"mixed", false}, {"single", true}});
+  def_choice(plan, "dedup", &Options::dedup,
+             {{"group", Dedup::kGroup}, {"text", Dedup::kText}, {std::nullopt, Dedup::kNone}});
+
+  py::class_<GatherOptions> gather(module, "GatherOptions");
+  gather.def(py::init<>())
+      .def_readwrite("rank", &GatherOptions::rank)
+      .def_readwrite("world_size", &GatherOptions::world_size)
+      .def_readwrite("negatives", &GatherOptions::negatives)
+      .def_readwrite("pad_to_multiple_of", &GatherOptions::pad_to_multiple_of);
+  def_choice(gather, "layout", &GatherOptions::flat, {{"padded", false}, {"flat", true}});
+  def_choice(gather, "token_dtype", &GatherOptions::wide, {{"int64", true}, {"int32", false}});
+
   py::class_<Source, std::shared_ptr<Source>>(module, "Sampler")
-      .def(py::init(&make_source), py::kw_only(), py::arg("version_GL").noconvert(),
-           py::arg("source_G").noconvert(), py::arg("versions"), py::arg("passage_hash_V").noconvert(),
-           py::arg("version_indptr").noconvert(), py::arg("text_indptr").noconvert(),
-           py::arg("token_ids").noconvert(), py::arg("pad_id"), py::arg("seed"), py::arg("batch_size"),
-           py::arg("cross"), py::arg("stratified"), py::arg("languages"), py::arg("language_names"),
-           py::arg("language_weights"), py::arg("single_source"), py::arg("source_names"),
-           py::arg("source_weights"), py::arg("temperature"), py::arg("dedup"), py::arg("dedup_window"),
-           py::arg("length_buckets"), py::arg("batches"), py::arg("predefined").noconvert(), py::arg("rank"),
-           py::arg("world_size"), py::arg("negatives"), py::arg("flat"), py::arg("wide"),
-           py::arg("pad_to_multiple_of"), py::arg("files"))
+      .def(py::init<const CorpusOfArrays&, const PlanOptions&, const GatherOptions&>(), py::arg("corpus"),
+           py::arg("plan"), py::arg("gather"))
       .def_property_readonly("batches", [](const Source& source) { return source.plan.batches(); })
       .def_property_readonly("coverage", [](const Source& source) { return source.plan.coverage(); })
       .def_property_readonly("left_out", [](const Source& source) { return source.plan.left_out(); })

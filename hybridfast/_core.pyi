@@ -19,8 +19,30 @@ class Schedule:
     @property
     def epoch(self) -> int: ...
 
+class Corpus:
+    def __init__(
+        self,
+        *,
+        version_GL: NDArray[np.int32] | None,
+        source_G: NDArray[np.int32] | None,
+        sources: int,
+        versions: int,
+        passage_hash_V: NDArray[np.uint64] | None,
+        version_indptr: NDArray[np.int64] | None,
+        text_indptr: NDArray[np.int64] | None,
+        token_ids: NDArray[np.int32] | None,
+        pad_id: int,
+        files: list[tuple[str, int, int]],
+    ) -> None: ...
+
+class PlanOptions:  # the fields bear the names of HybridSampler's options
+    def __init__(self) -> None: ...
+
+class GatherOptions:  # likewise
+    def __init__(self) -> None: ...
+
 class Sampler:
-    def __init__(self, **options: Any) -> None: ...
+    def __init__(self, corpus: Corpus, plan: PlanOptions, gather: GatherOptions) -> None: ...
     @property
     def batches(self) -> int: ...
     @property

@@ -28,7 +28,7 @@ void Memory::grow(std::size_t bytes) {
 }
 
 void Gatherer::check_files() const {
-  for (const File& file : options_.files) {
+  for (const File& file : plan_.corpus().files) {
     struct stat now{};
     if (stat(file.path.c_str(), &now) != 0) throw std::runtime_error("corpus file is gone: " + file.path);
     const std::int64_t modified = now.st_mtim.tv_sec * std::int64_t{1000000000} + now.st_mtim.tv_nsec;

@@ -56,19 +56,12 @@ struct Batch {
   std::exception_ptr error;  // set in place of all else where building failed
 };
 
-// A corpus file as it was when the sampler was made.
-struct File {
-  std::string path;
-  std::int64_t bytes, modified_ns;
-};
-
 struct GatherOptions {
   std::uint32_t rank = 0, world_size = 1;
   std::uint32_t negatives = 0;
   bool flat = false;
   bool wide = true;  // int64 token ids; else int32
   std::uint32_t pad_to_multiple_of = 1;
-  std::vector<File> files;
 };
 
 // Builds batches; one per thread.

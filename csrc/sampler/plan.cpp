@@ -59,7 +59,7 @@ void draw_block(const Options& options, std::uint32_t epoch, std::uint32_t block
 
 Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(std::move(options)) {
   if (options_.predefined_NB3) {
-    batches_ = options_.batches;
+    batches_ = options_.batches_per_epoch;
     return;
   }
   order_by_source();
@@ -68,11 +68,11 @@ Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(st
   build_cross();
   const std::uint64_t versions = std::accumulate(coverage_.begin(), coverage_.end(), std::uint64_t{0});
   const std::uint64_t natural = std::max<std::uint64_t>(1, versions / options_.batch_size);
-  if (!options_.batches && natural > UINT32_MAX) {
+  if (!options_.batches_per_epoch && natural > UINT32_MAX) {
     throw std::invalid_argument("batches_per_epoch: an epoch of " + std::to_string(natural) +
                                 " batches has more than 2**32; choose a number below");
   }
-  batches_ = options_.batches ? options_.batches : static_cast<std::uint32_t>(natural);
+  batches_ = options_.batches_per_epoch ? options_.batches_per_epoch : static_cast<std::uint32_t>(natural);
 }
 
 void Plan::order_by_source() {

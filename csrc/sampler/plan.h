@@ -44,6 +44,12 @@
 
 namespace hybridfast::sampler {
 
+// A corpus file as it was when the sampler was made.
+struct File {
+  std::string path;
+  std::int64_t bytes, modified_ns;
+};
+
 // Views of the tokenized corpus; the owner keeps them alive. token_ids and its offsets may be null: plans
 // only.
 struct Corpus {
@@ -56,6 +62,7 @@ struct Corpus {
   const std::int32_t* token_ids = nullptr;
   std::int64_t texts = 0, tokens = 0;
   std::int64_t pad_id = 0;
+  std::vector<File> files;  // that the arrays map
 };
 
 enum class Cross { kMixed, kPaired, kSame };
@@ -79,8 +86,8 @@ struct Options {
   Dedup dedup = Dedup::kGroup;
   std::uint32_t dedup_window = 1;
   std::uint32_t length_buckets = 1;
-  std::uint32_t batches = 0;                     // of an epoch; 0: versions / batch_size
-  const std::int32_t* predefined_NB3 = nullptr;  // `batches` x batch_size rows (group, language, language)
+  std::uint32_t batches_per_epoch = 0;           // 0: versions / batch_size
+  const std::int32_t* predefined_NB3 = nullptr;  // batches_per_epoch x batch_size rows (group, languages)
 };
 
 struct Row {

@@ -9,14 +9,15 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from hybridfast._core import Pipeline, Sampler, Schedule
+from hybridfast._core import Corpus, GatherOptions, Pipeline, PlanOptions, Sampler, Schedule
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
+Options = TypeVar("Options", PlanOptions, GatherOptions)
 
 
 class Tokens(Protocol):
@@ -169,34 +170,23 @@ class HybridSampler:
         if batches is not None:
             _check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
-        self._core = Sampler(
+        corpus = Corpus(
             **arrays,
+            sources=len(self.sources),
             versions=_version_count(tokens),
             pad_id=tokens.pad_id,
-            seed=seed,
-            batch_size=batch_size,
-            cross=cross,
-            stratified=draw == "stratified",
-            languages=[tokens.languages.index(language) for language in self.languages],
-            language_names=self.languages,
-            language_weights=_weights("language_weights", language_weights or {}, self.languages),
-            single_source=sources == "single",
-            source_names=self.sources,
-            source_weights=weights,
-            temperature=temperature,
-            dedup=dedup or "none",
-            dedup_window=dedup_window,
-            length_buckets=length_buckets,
-            batches=batches_per_epoch or 0 if batches is None else len(batches),
-            predefined=batches,
-            rank=rank,
-            world_size=world_size,
-            negatives=negatives,
-            flat=layout == "flat",
-            wide=token_dtype == "int64",
-            pad_to_multiple_of=pad_to_multiple_of,
             files=_files(arrays.values()),
         )
+        named = {
+            **self._options,
+            "languages": [tokens.languages.index(language) for language in self.languages],
+            "language_names": self.languages,
+            "language_weights": _weights("language_weights", language_weights or {}, self.languages),
+            "source_names": self.sources,
+            "source_weights": weights,
+            "batches_per_epoch": batches_per_epoch or 0 if batches is None else len(batches),
+        }
+        self._core = Sampler(corpus, _filled(PlanOptions(), named), _filled(GatherOptions(), named))
         if self._core.left_out:
             warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
         self._epoch, self._index = 0, 0
@@ -397,6 +387,14 @@ def _weights(name: str, weights: str | Mapping[str, float], keys: list[str]) -> 
         if not (np.isfinite(weight) and weight > 0):
             raise ValueError(f"{name}[{key!r}] must be positive, got {weight}")
     return [float(weights.get(key, 1.0)) for key in keys]
+
+
+def _filled(options: Options, named: Mapping[str, object]) -> Options:
+    """`options`, each of its fields set to what `named` has under that name."""
+    for name in vars(type(options)):
+        if name in named:
+            setattr(options, name, named[name])
+    return options
 
 
 def _version_count(tokens: Tokens) -> int:

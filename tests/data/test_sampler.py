@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import signal
@@ -286,6 +287,15 @@ def test_one_language_and_pure_modes():
     assert {batch.mode for batch in HybridSampler(make_tokens(), 100, alpha=0.0).epoch(0)} == {"cross"}
     with pytest.raises(ValueError, match="two or more languages"):
         HybridSampler(tokens, 100, alpha=0.5)
+
+
+def test_every_option_has_its_field():
+    """Options reach the native side by name: one that is no field there would be without effect."""
+    fields = vars(_core.PlanOptions).keys() | vars(_core.GatherOptions).keys()
+    options = set(inspect.signature(HybridSampler).parameters)
+    assert options - fields == {"tokens", "alpha", "threads", "prefetch", "pin_memory"}
+    named_here = {"language_names", "source_names"}
+    assert {name for name in fields if not name.startswith("_")} - options == named_here
 
 
 def test_plan_without_text():

@@ -242,7 +242,7 @@ void real_batches() {
       options.dedup = Dedup::kText;
       options.dedup_window = 4;
       options.length_buckets = buckets;
-      options.batches = 200;
+      options.batches_per_epoch = 200;
       const Plan plan(corpus, options);
       const Schedule schedule(plan, 1, {0.5});
       GatherOptions gather;
