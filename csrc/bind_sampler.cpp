@@ -62,17 +62,17 @@ void check_size(const char* name, py::ssize_t size, py::ssize_t wanted) {
                               std::to_string(size));
 }
 
-CorpusOfArrays make_corpus(const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G,
-                           std::uint32_t sources, std::uint32_t versions,
-                           const MaybeArray<std::uint64_t>& passage_hash_V,
-                           const MaybeArray<std::int64_t>& version_indptr,
-                           const MaybeArray<std::int64_t>& text_indptr,
-                           const MaybeArray<std::int32_t>& token_ids, std::int64_t pad_id,
-                           const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
+CorpusOfArrays make_corpus(
+    const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G, std::uint32_t sources,
+    std::uint32_t versions, const MaybeArray<std::int32_t>& item_G,
+    const MaybeArray<std::uint64_t>& query_hash_V, const MaybeArray<std::uint64_t>& passage_hash_V,
+    const MaybeArray<std::uint64_t>& negative_hash_H, const MaybeArray<std::int64_t>& version_indptr,
+    const MaybeArray<std::int64_t>& text_indptr, const MaybeArray<std::int32_t>& token_ids,
+    std::int64_t pad_id, const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
   if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
   CorpusOfArrays corpus;
-  corpus.arrays =
-      py::make_tuple(version_GL, source_G, passage_hash_V, version_indptr, text_indptr, token_ids);
+  corpus.arrays = py::make_tuple(version_GL, source_G, item_G, query_hash_V, passage_hash_V, negative_hash_H,
+                                 version_indptr, text_indptr, token_ids);
   corpus.version_GL = version_GL.data();
   corpus.groups = static_cast<std::uint32_t>(version_GL.shape(0));
   corpus.languages = static_cast<std::uint32_t>(version_GL.shape(1));
@@ -80,6 +80,10 @@ CorpusOfArrays make_corpus(const Array<std::int32_t>& version_GL, const Array<st
   corpus.sources = sources;
   check_size("source_G", source_G.size(), version_GL.shape(0));
   corpus.source_G = source_G.data();
+  if (item_G) check_size("item_G", item_G->size(), version_GL.shape(0));
+  corpus.item_G = pointer(item_G);
+  if (query_hash_V) check_size("query_hash_V", query_hash_V->size(), versions);
+  corpus.query_hash_V = pointer(query_hash_V);
   if (passage_hash_V) check_size("passage_hash_V", passage_hash_V->size(), versions);
   corpus.passage_hash_V = pointer(passage_hash_V);
   if (token_ids) {
@@ -87,6 +91,9 @@ CorpusOfArrays make_corpus(const Array<std::int32_t>& version_GL, const Array<st
     corpus.version_indptr = pointer(version_indptr);
     corpus.text_indptr = pointer(text_indptr);
     corpus.texts = text_indptr->size() - 1;
+    if (negative_hash_H)
+      check_size("negative_hash_H", negative_hash_H->size(), corpus.texts - 2 * py::ssize_t{versions});
+    corpus.negative_hash_H = pointer(negative_hash_H);
     corpus.token_ids = pointer(token_ids);
     corpus.tokens = token_ids->size();
     corpus.pad_id = pad_id;
@@ -152,7 +159,10 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
       texts ? texts_view(b.passages, options, owner) : none,
       negatives ? texts_view(b.negatives, options, owner) : none,
       negatives ? view<std::int64_t>(b.negative_rows, {static_cast<py::ssize_t>(b.negatives_found)}, owner)
-                : none);
+                : none,
+      negatives
+          ? view<std::int64_t>(b.negative_mask_groups, {static_cast<py::ssize_t>(b.negatives_found)}, owner)
+          : none);
 }
 
 std::shared_ptr<Schedule> make_schedule(const Source& source, std::uint32_t epoch,
@@ -211,9 +221,10 @@ void register_sampler(py::module_& module) {
   py::class_<CorpusOfArrays>(module, "Corpus")
       .def(py::init(&make_corpus), py::kw_only(), py::arg("version_GL").noconvert(),
            py::arg("source_G").noconvert(), py::arg("sources"), py::arg("versions"),
-           py::arg("passage_hash_V").noconvert(), py::arg("version_indptr").noconvert(),
-           py::arg("text_indptr").noconvert(), py::arg("token_ids").noconvert(), py::arg("pad_id"),
-           py::arg("files"));
+           py::arg("item_G").noconvert(), py::arg("query_hash_V").noconvert(),
+           py::arg("passage_hash_V").noconvert(), py::arg("negative_hash_H").noconvert(),
+           py::arg("version_indptr").noconvert(), py::arg("text_indptr").noconvert(),
+           py::arg("token_ids").noconvert(), py::arg("pad_id"), py::arg("files"));
 
   // Where HybridSampler has an option of a field's name, it sets that field.
   py::class_<PlanOptions> plan(module, "PlanOptions");

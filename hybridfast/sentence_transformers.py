@@ -45,6 +45,8 @@ class _Versions:
     sources: list[str]
     version_GL: np.ndarray
     source_G: np.ndarray
+    item_G: np.ndarray
+    query_hash_V: np.ndarray
     passage_hash_V: np.ndarray
     fingerprint: str
     token_ids: None = None
@@ -76,6 +78,8 @@ class HybridDataset(Dataset):
             sources=corpus.sources,
             version_GL=corpus.version_GL,
             source_G=corpus.source_G,
+            item_G=corpus.item_G,
+            query_hash_V=corpus.query_hash_V,
             passage_hash_V=corpus.passage_hash_V,
             fingerprint=corpus.fingerprint,
         )

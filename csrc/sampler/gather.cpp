@@ -11,8 +11,9 @@
 namespace hybridfast::sampler {
 namespace {
 
-constexpr std::size_t kAhead = 16;  // texts between a prefetch and its use
-constexpr std::size_t kTurn = 64;   // texts between two chances for others: some 10 us
+constexpr std::size_t kAhead = 16;                     // texts between a prefetch and its use
+constexpr std::size_t kTurn = 64;                      // texts between two chances for others: some 10 us
+constexpr std::uint64_t kSeveral = ~std::uint64_t{0};  // mask groups of one passage
 
 }  // namespace
 
@@ -64,7 +65,7 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
     groups[i] = row[i].group;
     query_languages[i] = row[i].query;
     passage_languages[i] = row[i].passage;
-    mask_groups[i] = planned_.flagged.empty() ? row[i].group : planned_.mask_groups[first + i];
+    mask_groups[i] = mask_group(first + i);
     flagged[i] = planned_.flagged.empty() ? 0 : planned_.flagged[first + i];
     out.flagged_found += flagged[i];
     ++out.query_language_rows[row[i].query];
@@ -90,22 +91,53 @@ void Gatherer::prefetch(const Span& span) const {
   for (std::int64_t at = 0; at < span.count + kLine - 1; at += kLine) __builtin_prefetch(tokens + at);
 }
 
+// What row i of the global batch is masked by.
+std::uint32_t Gatherer::mask_group(std::size_t i) const {
+  return planned_.flagged.empty() ? plan_.item(planned_.rows[i].group) : planned_.mask_groups[i];
+}
+
+// The mask group of each passage of the global batch, by its text.
+void Gatherer::find_passages() {
+  const Corpus& corpus = plan_.corpus();
+  passages_.reset(planned_.rows.size());
+  for (std::size_t i = 0; i < planned_.rows.size(); ++i) {
+    const Row& row = planned_.rows[i];
+    std::uint64_t& known = passages_[corpus.passage_hash_V[plan_.existing_version(row.group, row.passage)]];
+    const std::uint64_t own = std::uint64_t{mask_group(i)} + 1;
+    known = known == 0 || known == own ? own : kSeveral;
+  }
+}
+
 // Up to `negatives` of each row's, keyed by the row's place in the global batch; all in equal probability.
+// One that equals a passage of the batch is masked as that passage is; where the rows with that passage are
+// not masked alike, it is left out.
 void Gatherer::choose_negatives(Batch& out) {
-  const std::size_t rows = out.rows;
+  const Corpus& corpus = plan_.corpus();
+  const bool compare = corpus.negative_hash_H && corpus.passage_hash_V;
+  if (compare) find_passages();
+  const std::size_t rows = out.rows, first_row = rows * options_.rank;
   auto* negative_rows = out.negative_rows.resize<std::int64_t>(rows * options_.negatives);
+  auto* mask_groups = out.negative_mask_groups.resize<std::int64_t>(rows * options_.negatives);
   negative_texts_.clear();
   for (std::size_t i = 0; i < rows; ++i) {
+    candidates_.clear();
     const std::int64_t first = located_.passage_texts[i] + 1;
-    auto left = static_cast<std::uint32_t>(std::max<std::int64_t>(located_.passage_ends[i] - first, 0));
+    const Row& row = planned_.rows[first_row + i];
+    // Two texts of every version up to this one are no negatives.
+    const std::int64_t before = 2 * (std::int64_t{plan_.existing_version(row.group, row.passage)} + 1);
+    for (std::int64_t text = first; text < located_.passage_ends[i]; ++text) {
+      const std::uint64_t known = compare ? passages_[corpus.negative_hash_H[text - before]] : 0;
+      if (known != kSeveral) candidates_.emplace_back(text, static_cast<std::int64_t>(known) - 1);
+    }
+    auto left = static_cast<std::uint32_t>(candidates_.size());
     std::uint32_t wanted = std::min(left, options_.negatives);
-    Random random(plan_.options().seed,
-                  word(Purpose::kNegatives, static_cast<std::uint32_t>(rows * options_.rank + i)), out.epoch,
-                  out.index);
-    for (std::int64_t text = first; wanted; ++text, --left) {
+    Random random(plan_.options().seed, word(Purpose::kNegatives, static_cast<std::uint32_t>(first_row + i)),
+                  out.epoch, out.index);
+    for (auto candidate = candidates_.begin(); wanted; ++candidate, --left) {
       if (wanted < left && random.below(left) >= wanted) continue;
       negative_rows[negative_texts_.size()] = static_cast<std::int64_t>(i);
-      negative_texts_.push_back(text);
+      mask_groups[negative_texts_.size()] = candidate->second;
+      negative_texts_.push_back(candidate->first);
       --wanted;
     }
   }

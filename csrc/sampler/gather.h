@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <exception>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sampler/plan.h"
@@ -49,9 +50,10 @@ struct Batch {
   std::uint32_t epoch = 0, index = 0;
   Mode mode = Mode::kMono;
   std::size_t rows = 0, negatives_found = 0, flagged_found = 0;
-  Memory groups, query_languages, passage_languages, mask_groups, negative_rows;  // int64
-  Memory flagged;                                                                 // uint8
-  std::vector<std::uint32_t> query_language_rows, passage_language_rows;          // of each language
+  Memory groups, query_languages, passage_languages, mask_groups;         // int64
+  Memory negative_rows, negative_mask_groups;                             // int64
+  Memory flagged;                                                         // uint8
+  std::vector<std::uint32_t> query_language_rows, passage_language_rows;  // of each language
   Texts queries, passages, negatives;
   std::exception_ptr error;  // set in place of all else where building failed
 };
@@ -75,6 +77,8 @@ class Gatherer {
  private:
   void check_files() const;
   void prefetch(const Span& span) const;
+  std::uint32_t mask_group(std::size_t i) const;
+  void find_passages();
   void choose_negatives(Batch& out);
   void write(const std::vector<Span>& spans, Texts& out);
   template <class Int>
@@ -87,6 +91,8 @@ class Gatherer {
   Planner planner_;
   PlannedBatch planned_;
   Located located_;
+  Table passages_;  // of the global batch: their mask groups plus 1
+  std::vector<std::pair<std::int64_t, std::int64_t>> candidates_;  // texts and their mask groups
   std::vector<std::int64_t> negative_texts_;
   std::vector<Span> negative_spans_;
 };

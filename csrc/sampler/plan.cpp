@@ -18,9 +18,12 @@ constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of 
 constexpr std::size_t kChunk = 256;    // rows whose look-ups run step by step
 constexpr std::size_t kAhead = 16;     // rows between a prefetch and its use
 
-// A group as a key beside the passages' hashes.
-std::uint64_t group_key(std::uint32_t group) {
-  return (std::uint64_t{group} + 1) * 0x9E3779B97F4A7C15;
+// An item and a query as keys beside the passages' hashes.
+std::uint64_t item_key(std::uint32_t item) {
+  return (std::uint64_t{item} + 1) * 0x9E3779B97F4A7C15;
+}
+std::uint64_t query_key(std::uint64_t hash) {
+  return (hash ^ 0xD1B54A32D192ED03) * 0x9E3779B97F4A7C15;
 }
 
 // Of a stream's first `rows` rows, those that its cells 0..S-1 deal. Each cell takes its share of what the
@@ -350,24 +353,6 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
   }
 }
 
-void Planner::Table::reset(std::size_t keys) {
-  const std::size_t size = std::bit_ceil(keys + keys / 2 + 2);
-  slots.assign(size, {0, 0});
-  mask = size - 1;
-  value_of_zero = 0;
-}
-
-std::uint64_t& Planner::Table::operator[](std::uint64_t key) {
-  if (key == 0) return value_of_zero;
-  for (std::uint64_t i = key & mask;; i = (i + 1) & mask) {
-    if (slots[i].key == key) return slots[i].value;
-    if (slots[i].key == 0) {
-      slots[i].key = key;
-      return slots[i].value;
-    }
-  }
-}
-
 Planner::Planner(const Plan& plan)
     : plan_(plan),
       windows_(std::min(plan.streams(), kWindows)),
@@ -387,10 +372,11 @@ void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& 
 
   const std::uint32_t span = options.length_buckets > 1 ? options.length_buckets : options.dedup_window;
   const std::uint32_t first = k / span * span;
-  const bool groups_meet = options.dedup != Dedup::kNone && meets_itself(stream, first, span);
+  const bool items_meet =
+      options.dedup != Dedup::kNone && (plan_.corpus().item_G || meets_itself(stream, first, span));
   bool crowded = false;
-  if (groups_meet || options.dedup == Dedup::kText || options.length_buckets > 1) {
-    const Window& whole = window(schedule.epoch(), stream_index, first, span, groups_meet);
+  if (items_meet || options.dedup == Dedup::kText || options.length_buckets > 1) {
+    const Window& whole = window(schedule.epoch(), stream_index, first, span, items_meet);
     std::copy_n(whole.rows.begin() + std::ptrdiff_t{k - first} * rows, rows, out.rows.begin());
     crowded = whole.crowded >> (k - first) & 1;
   } else {
@@ -400,7 +386,7 @@ void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& 
     Random random(options.seed, word(Purpose::kShuffle), schedule.epoch(), index);
     shuffle(rows, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(out.rows[i], out.rows[j]); });
   }
-  if (crowded) flag(out, groups_meet);
+  if (crowded) flag(out, items_meet);
 }
 
 void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
@@ -412,8 +398,8 @@ void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
     if (row[0] < 0 || static_cast<std::uint32_t>(row[0]) >= plan_.corpus().groups) {
       throw std::runtime_error("batches changed after the sampler was made: group " + std::to_string(row[0]));
     }
-    out.rows[i] = {static_cast<std::uint32_t>(row[0]), static_cast<std::uint8_t>(row[1]),
-                   static_cast<std::uint8_t>(row[2])};
+    out.rows[i] = {static_cast<std::uint32_t>(row[0]), static_cast<std::uint16_t>(row[1]),
+                   static_cast<std::uint16_t>(row[2])};
     cross |= row[1] != row[2];
     several |= out.rows[i].query != out.rows[0].query;
   }
@@ -468,8 +454,8 @@ void Planner::deal_cell(const Stream& stream, const Cell& cell, std::uint32_t ep
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(to - from, cell.count - at));
     elements_.resize(std::max<std::size_t>(elements_.size(), count));
     order(epoch, cell, static_cast<std::uint32_t>(pass)).range(at, count, elements_.data());
-    const auto query = static_cast<std::uint8_t>(stream.query),
-               passage = static_cast<std::uint8_t>(stream.passage);
+    const auto query = static_cast<std::uint16_t>(stream.query),
+               passage = static_cast<std::uint16_t>(stream.passage);
     if (plan_.dealt_in_place(cell)) {
       for (std::uint32_t i = 0; i < count; ++i) out[i] = {cell.first + elements_[i], query, passage};
     } else {
@@ -486,15 +472,15 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
                              std::uint32_t count, Row* out) const {
   const Options& options = plan_.options();
   const auto languages = static_cast<std::uint32_t>(options.languages.size());
-  std::uint8_t present[256];
-  double weights[256];
+  std::uint16_t present[kMaxLanguages];
+  double weights[kMaxLanguages];
   double total = 0;
   std::uint32_t found = 0;
   const auto find = [&](std::uint32_t group) {
     found = 0, total = 0;
     for (std::uint32_t l = 0; l < languages; ++l) {
       if (!plan_.complete() && plan_.version(group, l) < 0) continue;
-      present[found] = static_cast<std::uint8_t>(l);
+      present[found] = static_cast<std::uint16_t>(l);
       total += weights[found++] = options.language_weights[l];
     }
   };
@@ -540,7 +526,7 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
 }
 
 const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first,
-                                       std::uint32_t span, bool groups_meet) {
+                                       std::uint32_t span, bool items_meet) {
   Window& kept = windows_[stream % windows_.size()];
   if (!kept.rows.empty() && kept.epoch == epoch && kept.stream == stream && kept.first == first) return kept;
   const std::size_t rows = plan_.options().batch_size;
@@ -551,7 +537,7 @@ const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream
     deal(plan_.stream(stream), epoch, first + i, dealt.data() + i * rows);
   kept = {epoch, stream, first, 0, std::move(dealt)};
   if (plan_.options().length_buckets > 1) sort_by_length(kept, span);
-  if (groups_meet || plan_.options().dedup == Dedup::kText) part_duplicates(kept, span, groups_meet);
+  if (items_meet || plan_.options().dedup == Dedup::kText) part_duplicates(kept, span, items_meet);
   return kept;
 }
 
@@ -579,42 +565,50 @@ void Planner::sort_by_length(Window& window, std::uint32_t span) {
   window.rows.swap(sorted_);
 }
 
-// The hashes of the rows' passages, by prefetched steps: two dependent cache misses a row otherwise.
+// The keys of the rows' texts, by prefetched steps: two dependent cache misses a text otherwise.
 void Planner::text_keys(const Row* rows, std::size_t count) {
   const Corpus& corpus = plan_.corpus();
   const auto& columns = plan_.options().languages;
-  versions_.resize(count);
-  text_keys_.resize(count);
+  const bool queries = corpus.query_hash_V;
+  passages_.resize(count), passage_keys_.resize(count);
+  queries_.resize(count), query_keys_.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) {
       const Row& ahead = rows[i + kAhead];
       __builtin_prefetch(
           &corpus.version_GL[std::size_t{ahead.group} * corpus.languages + columns[ahead.passage]]);
     }
-    versions_[i] = plan_.existing_version(rows[i].group, rows[i].passage);
+    passages_[i] = plan_.existing_version(rows[i].group, rows[i].passage);
+    if (queries) queries_[i] = plan_.existing_version(rows[i].group, rows[i].query);
   }
   for (std::size_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) __builtin_prefetch(&corpus.passage_hash_V[versions_[i + kAhead]]);
-    text_keys_[i] = corpus.passage_hash_V[versions_[i]];
+    if (i + kAhead < count) {
+      __builtin_prefetch(&corpus.passage_hash_V[passages_[i + kAhead]]);
+      if (queries) __builtin_prefetch(&corpus.query_hash_V[queries_[i + kAhead]]);
+    }
+    passage_keys_[i] = corpus.passage_hash_V[passages_[i]];
+    if (queries) query_keys_[i] = query_key(corpus.query_hash_V[queries_[i]]);
   }
 }
 
 // Table values count a key's rows in each of the window's batches, four bits to a batch; 15 means 15 or more
 // and stays.
-void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_meet) {
+void Planner::part_duplicates(Window& window, std::uint32_t span, bool items_meet) {
   const Options& options = plan_.options();
-  const bool texts = options.dedup == Dedup::kText;
+  const bool texts = options.dedup == Dedup::kText, queries = texts && plan_.corpus().query_hash_V;
   const std::size_t rows = options.batch_size, count = window.rows.size();
   if (texts) text_keys(window.rows.data(), count);
-  table_.reset(count * (texts + groups_meet));
+  table_.reset(count * (texts + queries + items_meet));
 
   const auto for_keys = [&](std::size_t i, auto use) {
-    if (texts) use(table_[text_keys_[i]]);
-    if (groups_meet) use(table_[group_key(window.rows[i].group)]);
+    if (texts) use(table_[passage_keys_[i]]);
+    if (queries) use(table_[query_keys_[i]]);
+    if (items_meet) use(table_[item_key(plan_.item(window.rows[i].group))]);
   };
   const auto prefetch = [&](std::size_t i) {
-    if (texts) table_.prefetch(text_keys_[i]);
-    if (groups_meet) table_.prefetch(group_key(window.rows[i].group));
+    if (texts) table_.prefetch(passage_keys_[i]);
+    if (queries) table_.prefetch(query_keys_[i]);
+    if (items_meet) table_.prefetch(item_key(plan_.item(window.rows[i].group)));
   };
   const auto rows_in = [](std::uint64_t counts, std::size_t batch) { return counts >> (4 * batch) & 15; };
   const auto one = [](std::uint64_t counts, std::size_t batch) {
@@ -668,24 +662,26 @@ void Planner::part_duplicates(Window& window, std::uint32_t span, bool groups_me
       leave(i, home), leave(other, batch);
       enter(i, batch), enter(other, home);
       std::swap(window.rows[i], window.rows[other]);
-      if (texts) std::swap(text_keys_[i], text_keys_[other]);
+      if (texts) std::swap(passage_keys_[i], passage_keys_[other]);
+      if (queries) std::swap(query_keys_[i], query_keys_[other]);
       placed = true;
     }
     if (!placed) window.crowded |= std::uint64_t{1} << home;
   }
 }
 
-// Flags the rows that repeat an earlier row's group or passage, and gives them its mask group.
-void Planner::flag(PlannedBatch& batch, bool groups_meet) {
-  const bool texts = plan_.options().dedup == Dedup::kText;
+// Flags the rows that repeat an earlier row's item, query or passage, and gives them its mask group.
+void Planner::flag(PlannedBatch& batch, bool items_meet) {
+  const bool texts = plan_.options().dedup == Dedup::kText, queries = texts && plan_.corpus().query_hash_V;
   const std::size_t rows = batch.rows.size();
   if (texts) text_keys(batch.rows.data(), rows);
-  table_.reset(rows * (texts + groups_meet));
+  table_.reset(rows * (texts + queries + items_meet));
   batch.mask_groups.resize(rows);
   batch.flagged.assign(rows, 0);
   for (std::size_t i = 0; i < rows; ++i) {
-    if (texts && i + kAhead < rows) table_.prefetch(text_keys_[i + kAhead]);
-    batch.mask_groups[i] = batch.rows[i].group;
+    if (texts && i + kAhead < rows) table_.prefetch(passage_keys_[i + kAhead]);
+    if (queries && i + kAhead < rows) table_.prefetch(query_keys_[i + kAhead]);
+    batch.mask_groups[i] = plan_.item(batch.rows[i].group);
     const auto meet = [&](std::uint64_t key) {  // values are row numbers plus 1
       std::uint64_t& earlier = table_[key];
       if (!earlier) {
@@ -700,8 +696,9 @@ void Planner::flag(PlannedBatch& batch, bool groups_meet) {
       batch.mask_groups[i] = theirs;
       batch.flagged[i] = 1;
     };
-    if (texts) meet(text_keys_[i]);
-    if (groups_meet) meet(group_key(batch.rows[i].group));
+    if (texts) meet(passage_keys_[i]);
+    if (queries) meet(query_keys_[i]);
+    if (items_meet) meet(item_key(plan_.item(batch.rows[i].group)));
   }
 }
 

@@ -26,10 +26,11 @@
 //
 // Windows. Batches of one stream are grouped into windows of W consecutive ones (k / W).
 //   length buckets: the window's rows are sorted by length and cut into W batches, those in random order.
-//   de-duplication: a row whose group (possible where a pass ends and the next begins) or, on request,
-//   passage text is already in its batch changes places with a row of another batch of its window, if a few
-//   random tries find one that suits both. Rows that find none stay where they are; those batches get their
-//   repeated rows flagged and mask groups that let the loss leave them out of the negatives.
+//   de-duplication: a row whose item (possible where a pass ends and the next begins, or where several
+//   groups answer one question) or, on request, query or passage text is already in its batch changes places
+//   with a row of another batch of its window, if a few random tries find one that suits both. Rows that find
+//   none stay where they are; those batches get their repeated rows flagged and mask groups that let the loss
+//   leave them out of the negatives.
 // A window whose rows cannot meet a duplicate is not built at all: each batch then costs only its own rows.
 #pragma once
 
@@ -41,6 +42,7 @@
 #include "sampler/bitmap.h"
 #include "sampler/permutation.h"
 #include "sampler/philox.h"
+#include "sampler/table.h"
 
 namespace hybridfast::sampler {
 
@@ -55,10 +57,13 @@ struct File {
 struct Corpus {
   const std::int32_t* version_GL = nullptr;  // version of a group in a language, or -1
   const std::int32_t* source_G = nullptr;
+  const std::int32_t* item_G = nullptr;           // null: every group is an item of its own
+  const std::uint64_t* query_hash_V = nullptr;    // may be null
   const std::uint64_t* passage_hash_V = nullptr;  // may be null
   std::uint32_t groups = 0, languages = 0, sources = 0, versions = 0;
   const std::int64_t* version_indptr = nullptr;
   const std::int64_t* text_indptr = nullptr;
+  const std::uint64_t* negative_hash_H = nullptr;  // of all hard negatives, version by version; may be null
   const std::int32_t* token_ids = nullptr;
   std::int64_t texts = 0, tokens = 0;
   std::int64_t pad_id = 0;
@@ -67,7 +72,8 @@ struct Corpus {
 
 enum class Cross { kMixed, kPaired, kSame };
 enum class Dedup { kNone, kGroup, kText };
-constexpr std::uint32_t kMaxWindow = 16;  // batches
+constexpr std::uint32_t kMaxWindow = 16;       // batches
+constexpr std::uint32_t kMaxLanguages = 4096;  // that one plan draws from
 
 enum class Mode : std::uint8_t { kMono, kCross, kSame };
 
@@ -92,7 +98,7 @@ struct Options {
 
 struct Row {
   std::uint32_t group;
-  std::uint8_t query, passage;  // positions in Options::languages
+  std::uint16_t query, passage;  // positions in Options::languages
 };
 
 // A text's tokens.
@@ -111,7 +117,7 @@ struct Located {
 struct PlannedBatch {
   Mode mode = Mode::kMono;
   std::vector<Row> rows;
-  std::vector<std::uint32_t> mask_groups;  // empty: equal to the groups, nothing flagged
+  std::vector<std::uint32_t> mask_groups;  // empty: equal to the items, nothing flagged
   std::vector<std::uint8_t> flagged;       // empty with mask_groups
 };
 
@@ -170,6 +176,11 @@ class Plan {
 
   // Where the texts of these rows lie. Throws like span() and existing_version().
   void locate(const Row* rows, std::size_t count, Located& out) const;
+
+  // What the loss masks by and a batch holds once: the group or, where several answer one question, that.
+  std::uint32_t item(std::uint32_t group) const {
+    return corpus_.item_G ? static_cast<std::uint32_t>(corpus_.item_G[group]) : group;
+  }
 
   bool complete() const { return complete_; }  // every group exists in every language
   bool equal_language_weights() const { return equal_language_weights_; }
@@ -231,19 +242,6 @@ class Planner {
     std::uint32_t epoch, cell, pass;
     Permutation permutation;
   };
-  // Open addressing; the value's meaning is the user's.
-  struct Table {
-    struct Slot {
-      std::uint64_t key, value;
-    };
-    void reset(std::size_t keys);
-    void prefetch(std::uint64_t key) const { __builtin_prefetch(&slots[key & mask], 1); }
-    std::uint64_t& operator[](std::uint64_t key);  // 0 at first
-    std::vector<Slot> slots;
-    std::uint64_t mask = 0;
-    std::uint64_t value_of_zero = 0;  // key 0 marks a free slot, so its own value lives here
-  };
-
   void predefined(std::uint32_t index, PlannedBatch& out);
   const Permutation& order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass);
   bool meets_itself(const Stream& stream, std::uint32_t first, std::uint32_t batches) const;
@@ -253,18 +251,18 @@ class Planner {
   void draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
                       std::uint32_t count, Row* out) const;
   const Window& window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first, std::uint32_t span,
-                       bool groups_meet);
+                       bool items_meet);
   void sort_by_length(Window& window, std::uint32_t span);
-  void part_duplicates(Window& window, std::uint32_t span, bool groups_meet);
+  void part_duplicates(Window& window, std::uint32_t span, bool items_meet);
   void text_keys(const Row* rows, std::size_t count);
-  void flag(PlannedBatch& batch, bool groups_meet);
+  void flag(PlannedBatch& batch, bool items_meet);
 
   const Plan& plan_;
   std::vector<Window> windows_;
   std::vector<std::optional<Order>> orders_;
   std::vector<std::uint32_t> elements_;
-  std::vector<std::uint64_t> text_keys_, sort_keys_;
-  std::vector<std::uint32_t> versions_;
+  std::vector<std::uint64_t> passage_keys_, query_keys_, sort_keys_;
+  std::vector<std::uint32_t> passages_, queries_;  // versions
   std::vector<Row> sorted_;
   Located located_;
   Table table_;

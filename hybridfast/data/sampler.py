@@ -17,13 +17,16 @@ import torch
 from hybridfast._core import Corpus, GatherOptions, Pipeline, PlanOptions, Sampler, Schedule
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
+MAX_LANGUAGES = 4096  # as csrc/sampler/plan.h has it
 Options = TypeVar("Options", PlanOptions, GatherOptions)
 
 
 class Tokens(Protocol):
     """What the sampler reads of a corpus: fields of `hybridfast.data.tokens.TokenizedCorpus`.
 
-    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text.
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text. Two more
+    fields may be there: item_G (G,) int32, equal for groups that answer one question, and negative_hash_H,
+    uint64 hashes of all hard negatives, version by version.
     """
 
     @property
@@ -34,6 +37,8 @@ class Tokens(Protocol):
     def version_GL(self) -> np.ndarray: ...
     @property
     def source_G(self) -> np.ndarray: ...
+    @property
+    def query_hash_V(self) -> np.ndarray | None: ...
     @property
     def passage_hash_V(self) -> np.ndarray | None: ...
     @property
@@ -56,8 +61,10 @@ class Batch:
     layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
     layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
     They are None for a corpus without token ids. Languages are positions in `HybridSampler.languages`.
-    A row is flagged that repeats a group or a passage of an earlier row of the global batch; the loss wants
-    `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each other.
+    A row is flagged that repeats an item, a query or a passage of an earlier row of the global batch; the loss
+    wants `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each other,
+    and `negative_mask_groups` as the passage_groups of hard negatives: one that equals a passage of the global
+    batch has that passage's, others have -1.
     """
 
     epoch: int
@@ -67,11 +74,12 @@ class Batch:
     query_languages: torch.Tensor  # (B,) int64
     passage_languages: torch.Tensor  # (B,) int64
     flagged: torch.Tensor  # (B,) bool
-    mask_groups: torch.Tensor  # (B,) int64: the group or, where flagged, the earlier row's
+    mask_groups: torch.Tensor  # (B,) int64: the item or, where flagged, the earlier row's
     queries: dict[str, torch.Tensor] | None  # B texts
     passages: dict[str, torch.Tensor] | None  # B texts
     negatives: dict[str, torch.Tensor] | None  # M <= B * negatives texts; None when negatives=0
     negative_rows: torch.Tensor | None  # (M,) int64: the row each hard negative belongs to
+    negative_mask_groups: torch.Tensor | None  # (M,) int64
 
 
 class HybridSampler:
@@ -91,7 +99,8 @@ class HybridSampler:
     sources: "mixed" (every batch holds pairs of all data sets, by weight) or "single" (one per batch).
     source_weights: "size" or {source: weight}; temperature: sizes count as size ** (1 / temperature).
     negatives: at most this many hard negatives per pair, in the passage's language.
-    dedup: "group" (a group at most once in a global batch), "text" (nor two equal passages), or None.
+    dedup: "group" (an item at most once in a global batch), "text" (nor two equal queries or passages), or
+        None.
     dedup_window: rows that would meet their duplicate change places within so many batches of their kind.
     length_buckets: > 1 sorts so many batches of a kind by length and cuts them anew: less padding.
     batches: predefined ones, (N, batch_size, 3) int32 of (group, query language, passage language), languages
@@ -261,7 +270,7 @@ class HybridSampler:
         return alphas
 
     def _batch(self, built: tuple[Any, ...]) -> Batch:
-        epoch, index, mode, rows, queries, passages, negatives, negative_rows = built
+        epoch, index, mode, rows, queries, passages, negatives, negative_rows, negative_mask_groups = built
         second = "offsets" if self.layout == "flat" else "attention_mask"
 
         def tensor(array: np.ndarray) -> torch.Tensor:
@@ -284,6 +293,7 @@ class HybridSampler:
             passages=texts(passages),
             negatives=texts(negatives),
             negative_rows=None if negative_rows is None else tensor(negative_rows),
+            negative_mask_groups=None if negative_mask_groups is None else tensor(negative_mask_groups),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -355,7 +365,10 @@ _NOT_THE_PLAN = ("rank", "world_size", "threads", "prefetch", "pin_memory", "lay
 _DTYPES = {
     "version_GL": np.int32,
     "source_G": np.int32,
+    "item_G": np.int32,
+    "query_hash_V": np.uint64,
     "passage_hash_V": np.uint64,
+    "negative_hash_H": np.uint64,
     "version_indptr": np.int64,
     "text_indptr": np.int64,
     "token_ids": np.int32,
@@ -375,8 +388,10 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[str]:
     chosen = list(tokens.languages if languages is None else languages)
     unknown = [language for language in chosen if language not in tokens.languages]
-    if unknown or not chosen or len(set(chosen)) < len(chosen) or len(chosen) > 255:
+    if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"languages must be different ones of {tokens.languages}, got {chosen}")
+    if len(chosen) > MAX_LANGUAGES:
+        raise ValueError(f"languages must be at most {MAX_LANGUAGES} in one sampler, got {len(chosen)}")
     return chosen
 
 
@@ -408,12 +423,14 @@ def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     text = ("version_indptr", "text_indptr", "token_ids")
     arrays: dict[str, np.ndarray | None] = {}
     for name, dtype in _DTYPES.items():
-        array = getattr(tokens, name)
-        if name in text and tokens.token_ids is None:
+        array = getattr(tokens, name, None)
+        if name == "item_G" and array is not None and np.array_equal(array, np.arange(len(array))):
+            array = None  # every group its own item, as where nothing is said
+        if name in (*text, "negative_hash_H") and tokens.token_ids is None:
             array = None
         if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
             raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
-        if array is None and name not in ("passage_hash_V", *text):
+        if array is None and name in ("version_GL", "source_G"):
             raise ValueError(f"{name} must be an array, got None")
         arrays[name] = array
     shape = (len(tokens.source_G), len(tokens.languages))
