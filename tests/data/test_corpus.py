@@ -93,7 +93,10 @@ def test_sentence_transformers_columns(tmp_path: Path) -> None:
     rows = [{"anchor": "q1", "positive": "p1", "negative_2": "n2", "negative_1": "n1", "negative_10": "n10"}]
     path = write_json_lines(tmp_path / "pairs.jsonl", [*rows, {"anchor": "q2", "positive": "p2"}])
     corpus = ParallelCorpus.load(path, language="en")
-    assert corpus.groups == ["pairs:1", "pairs:2"]  # without an id every row is a group of its own
+    assert corpus.groups == [
+        "pairs.jsonl:1",
+        "pairs.jsonl:2",
+    ]  # each row without an id is its own
     assert corpus.sources == ["pairs"]
     assert corpus.table.column("negatives").to_pylist() == [["n1", "n2", "n10"], []]
     with pytest.raises(ValueError, match=r"pairs.jsonl:1: column 'lang' is missing.*language="):
@@ -107,7 +110,7 @@ GOOD = {"id": "9", "lang": "en", "query": "q", "passage": "p"}
     ("bad", "message"),
     [
         ("{'id': 1}", r":3: not JSON: .* column 2"),
-        ("[1, 2]", r":3: expected a JSON object, got list"),
+        ("[1, 2]", r":3: expected a JSON object or other mapping, got list"),
         (json.dumps({**GOOD, "query": "  "}), r":3: query is empty"),
         (json.dumps({**GOOD, "passage": 7}), r":3: passage must be text, got 7"),
         (
@@ -142,7 +145,7 @@ def test_bytes_that_are_no_utf8_are_named_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,lang,query,passage\n1,en,q,p,x\n", r":2: more fields than the header's 4"),
+        ("id,lang,query,passage\n1,en,q,p,x\n", r":2: 5 fields where the header has 4"),
         ('id,lang,query,passage\n1,en,"q"x,p\n', r":2: not CSV"),
         ("id,lang,query\n1,en,q\n", r":2: column 'passage' is missing"),
         ("", r": no rows"),
