@@ -1,8 +1,9 @@
 """Parallel training data: read and validate it, tokenize it once, memory-map it.
 
-A *group* is one parallel item (a question and its answer); a *version* is that item in one language: a
-query, a passage that answers it and, optionally, hard negatives. Missing translations are normal. A *source*
-is the data set that a group comes from.
+An *item* is a question with what answers it; a *version* is that item in one language: a query, a passage
+that answers it and, optionally, hard negatives. Missing translations are normal. A *group* is what a batch
+draws: an item with one version a language. An item with several passages in a language is several groups,
+the k-th of the k-th passages. A *source* is the data set that an item comes from.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hybridfast.data import tokens
-from hybridfast.data.reading import READERS, File, from_disk, rows_of_file
+from hybridfast.data.columns import Version, version
+from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in
 from hybridfast.data.tokens import TokenizedCorpus
 
 if TYPE_CHECKING:
@@ -51,21 +54,36 @@ class ParallelCorpus:
         name: what the corpus is called in messages.
 
     Use :meth:`load` or :meth:`from_rows`, which validate.
+
+    ``items``, ``groups``, ``languages`` and ``sources`` are names; ``item_V``, ``group_V``, ``language_V``
+    and ``source_V`` are each row's places among them. ``repeat_V`` counts the earlier rows of a row's item
+    and language: with k of them it is of the group ``id#k+1``, whose number is behind those of all items.
     """
 
     def __init__(self, table: pa.Table, name: str) -> None:
         self.table = table
         self.name = name
-        groups = table.column("id").combine_chunks().dictionary_encode()
+        items = table.column("id").combine_chunks().dictionary_encode()
         languages = table.column("lang").combine_chunks().dictionary_encode()
         sources = table.column("source").combine_chunks().dictionary_encode()
-        self.groups: list[str] = groups.dictionary.to_pylist()
+        self.items: list[str] = items.dictionary.to_pylist()
         # Sorted, so that a language keeps its number when rows are reordered.
         self.languages: list[str] = sorted(languages.dictionary.to_pylist())
         self.sources: list[str] = sorted(sources.dictionary.to_pylist())
-        self.group_V: NDArray[np.int32] = groups.indices.to_numpy()
+        self.item_V: NDArray[np.int32] = items.indices.to_numpy()
         self.language_V: NDArray[np.int32] = _renumber(languages, self.languages)
         self.source_V: NDArray[np.int32] = _renumber(sources, self.sources)
+        self.repeat_V = _repeats(self.item_V.astype(np.int64) * len(self.languages) + self.language_V)
+        self.groups: list[str] = self.items
+        self.group_V: NDArray[np.int32] = self.item_V
+        later_R = np.flatnonzero(self.repeat_V)
+        if len(later_R):
+            number: dict[tuple[int, int], int] = {}
+            repeats = zip(self.item_V[later_R].tolist(), self.repeat_V[later_R].tolist(), strict=True)
+            later = [number.setdefault(key, len(self.items) + len(number)) for key in repeats]
+            self.groups = self.items + [f"{self.items[item]}#{repeat + 1}" for item, repeat in number]
+            self.group_V = self.item_V.copy()
+            self.group_V[later_R] = later
 
     @classmethod
     def load(
@@ -76,40 +94,44 @@ class ParallelCorpus:
         split: str = "train",
         language: str | None = None,
     ) -> ParallelCorpus:
-        """Read a corpus from a file, a folder, a :class:`datasets.Dataset` or a hub name.
+        """Read a corpus from a file, a folder, a hub name or a table in memory.
 
-        Columns: ``id, lang, query, passage`` and optionally ``source`` and ``negative`` or
-        ``negative_1, negative_2, ...``; or sentence-transformers' ``anchor, positive, negative_1, ...``.
-        Other columns are ignored.
+        Columns: ``id, lang, query, passage`` and optionally ``source`` and ``negatives`` (a list),
+        ``negative`` or ``negative_1, negative_2, ...``; or sentence-transformers' ``anchor, positive,
+        negative_1, ...``. Other columns are ignored. None, NaN and empty text are missing.
+
+        ``id`` is text or an integer, and 7, 7.0 and "7" are one. Further rows of an ``(id, lang)`` with its
+        query are further passages that answer it. ``lang`` is read as BCP 47 spells it: ``EN``, ``zh_hans``
+        are en, zh-Hans. A row without ``source`` is of its file's: the file's name without a shard's number
+        and without the language of all of its rows; where nothing is left, the folder's name. So a folder of
+        ``de.jsonl`` and ``en.jsonl``, or of ``train-00000-of-00002.parquet`` and ``-00001-``, is one source.
 
         Args:
-            source: ``.jsonl``/``.json`` (one object a line), ``.csv``, ``.tsv`` or ``.parquet``; a folder of
-                such files or one written by ``Dataset.save_to_disk``; a Dataset; or else a name for
-                ``datasets.load_dataset``. Text files are UTF-8.
-            config, split: for ``datasets.load_dataset``.
-            language: the language of every row, for data without a ``lang`` column. Rows without ``id`` are
-                then groups of their own.
+            source: a file, a folder of such files or one written by ``Dataset.save_to_disk``; a Dataset,
+                DatasetDict, pyarrow.Table, pandas.DataFrame or iterable of mappings; or else a name for
+                ``datasets.load_dataset``. Files are ``.parquet`` or, in UTF-8 and perhaps with ``.gz``:
+                ``.jsonl``, ``.json`` (an object a line, or an array, or objects over several lines),
+                ``.csv`` (RFC 4180) and ``.tsv`` (one line a row, a quote is text). Every row of the latter
+                two has as many fields as the header. Hidden files of a folder are ignored.
+            config: for ``datasets.load_dataset``.
+            split: for it, and of a DatasetDict.
+            language: of rows without ``lang``. Rows without ``id`` are then items of their own. Where it is
+                None and every file of a folder is called after a language, rows have their file's.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a bad row, named by file and line: not JSON, not UTF-8, a missing column, an empty
-                text, an ``(id, lang)`` seen before, a group in two sources.
+            ValueError: a bad row, named by file and line: not JSON, not UTF-8, a column missing or named
+                twice, an empty text, half a character, no language tag, a row seen before, an ``(id, lang)``
+                with two queries, an item in two sources.
         """
         if not isinstance(source, (str, os.PathLike)):
-            return cls.from_rows(source, name="dataset", language=language)
+            return cls.from_rows(rows_in(source, split), name="dataset", language=language)
         path = Path(source)
-        if path.is_file():
-            return _assemble([File(path, path.stem, rows_of_file(path))], path.name, language)
-        if path.is_dir():
-            if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-                return cls.from_rows(from_disk(path, split), name=path.name, language=language)
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
-            if not files:
-                raise ValueError(f"{path}: the folder holds none of {', '.join(sorted(READERS))}")
-            return _assemble(
-                [File(file, file.stem, rows_of_file(file)) for file in files], path.name, language
-            )
-        if path.suffix.lower() in READERS or path.is_absolute() or str(source).startswith("."):
+        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return cls.from_rows(from_disk(path, split), name=path.name, language=language)
+        if path.exists():
+            return _assemble(files_at(path, language), path.name, language)
+        if is_data_file(path) or path.is_absolute() or str(source).startswith("."):
             raise FileNotFoundError(f"{path}: no such file or folder")
         from datasets import load_dataset
 
@@ -119,10 +141,11 @@ class ParallelCorpus:
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, Any]], *, name: str = "rows", language: str | None = None
+        cls, rows: Iterable[Mapping[str, Any]] | Any, *, name: str = "rows", language: str | None = None
     ) -> ParallelCorpus:
-        """Validate an iterable of mappings with the columns that :meth:`load` describes."""
-        return _assemble([File(Path(name), name, enumerate(rows, start=1), unit="row ")], name, language)
+        """Validate what is in memory, with the columns and in the forms that :meth:`load` describes."""
+        numbered = enumerate(rows_in(rows), start=1)
+        return _assemble([File(Path(name), numbered, name, language=language, unit="row ")], name, language)
 
     def __len__(self) -> int:
         """The number of versions: (group, language) rows."""
@@ -144,9 +167,12 @@ class ParallelCorpus:
     @property
     def source_G(self) -> NDArray[np.int32]:
         """The source of each group: that of its first row, and in a validated corpus of all of them."""
-        source_G = np.empty(len(self.groups), np.int32)
-        source_G[self.group_V[::-1]] = self.source_V[::-1]
-        return source_G
+        return _first_of(self.source_V, self.group_V, len(self.groups))
+
+    @property
+    def item_G(self) -> NDArray[np.int32]:
+        """The item of each group: groups of one item answer the same question, so never are negatives."""
+        return _first_of(self.item_V, self.group_V, len(self.groups))
 
     @property
     def passage_hash_V(self) -> NDArray[np.uint64]:
@@ -234,110 +260,117 @@ class ParallelCorpus:
 
 
 def _assemble(files: list[File], name: str, language: str | None) -> ParallelCorpus:
-    batches: list[pa.RecordBatch] = []
+    tables: list[pa.Table] = []
     lines = array("q")
     first_row_of_file: list[int] = []
-    pending: list[dict[str, Any]] = []
     for file in files:
         first_row_of_file.append(len(lines))
+        batches: list[pa.RecordBatch] = []
+        pending: list[Version] = []
         for line, row in file.rows:
             try:
-                pending.append(_version(row, file.source, str(line), language))
+                place = f"{file.path.name}:{line}"
+                pending.append(version(row, file.language, place, id_needed=language is None))
             except ValueError as error:
                 raise ValueError(f"{file.at(line)}: {error}") from None
             lines.append(line)
             if len(pending) == CHUNK:
-                batches.append(pa.RecordBatch.from_pylist(pending, SCHEMA))
+                batches.append(_batch(pending, file, lines))
                 pending.clear()
-    batches.append(pa.RecordBatch.from_pylist(pending, SCHEMA))
+        if pending:
+            batches.append(_batch(pending, file, lines))
+        tables.append(_named_source(pa.Table.from_batches(batches, SCHEMA), file))
     if not lines:
-        raise ValueError(f"{files[0].path}: no rows")
-    corpus = ParallelCorpus(pa.Table.from_batches(batches), name)
+        raise ValueError(f"{name}: no rows")
+    corpus = ParallelCorpus(pa.concat_tables(tables), name)
 
     def at(row: int) -> str:
         file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1
         return files[file].at(lines[row])
 
-    key_V = corpus.group_V.astype(np.int64) * len(corpus.languages) + corpus.language_V
-    if (repeat := _first_repeat(key_V)) is not None:
-        earlier, later = repeat
-        row = corpus.table.slice(later, 1).to_pylist()[0]
-        raise ValueError(
-            f"{at(later)}: id {row['id']!r} in language {row['lang']!r} is already at {at(earlier)}"
-        )
-    source_G = corpus.source_G
-    strays = np.flatnonzero(source_G[corpus.group_V] != corpus.source_V)
-    if len(strays):
-        stray = int(strays[0])
-        row = corpus.table.slice(stray, 1).to_pylist()[0]
-        raise ValueError(
-            f"{at(stray)}: id {row['id']!r} is in source {row['source']!r}, "
-            f"but in {corpus.sources[source_G[corpus.group_V[stray]]]!r} before"
-        )
+    _check_repeats(corpus, at)
+    _check_sources(corpus, at)
     return corpus
 
 
-def _version(row: Mapping[str, Any], source: str, place: str, language: str | None) -> dict[str, Any]:
-    """One row in the schema's columns; a ValueError says what is wrong with it."""
-    pair = ("anchor", "positive") if "anchor" in row and "query" not in row else ("query", "passage")
-    lang = row.get("lang") or language
-    if lang is None:
+def _batch(versions: list[Version], file: File, lines: array[int]) -> pa.RecordBatch:
+    try:
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*versions, strict=True), SCHEMA, strict=True)
+        ]
+    except UnicodeEncodeError:
+        for row, line in zip(versions, lines[-len(versions) :], strict=True):
+            for name, value in row._asdict().items():
+                for text in value if name == "negatives" else [value or ""]:
+                    if half := _SURROGATE.search(text):
+                        raise ValueError(
+                            f"{file.at(line)}: {name} holds half a character, {half[0]!r} at position "
+                            f"{half.start() + 1}"
+                        ) from None
+        raise
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair that JSON's \\u escapes were cut from
+
+
+def _named_source(table: pa.Table, file: File) -> pa.Table:
+    """Rows that name no source are of the file's."""
+    source = table.column("source")
+    if source.null_count:
+        source = source.fill_null(file.source(table.column("lang").unique().to_pylist()))
+    return table.set_column(SCHEMA.get_field_index("source"), "source", source)
+
+
+def _check_repeats(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
+    """Rows of one id and language have one query and different passages."""
+    key_V = corpus.item_V.astype(np.int64) * len(corpus.languages) + corpus.language_V
+    rows_R = np.flatnonzero(np.isin(key_V, key_V[corpus.repeat_V > 0]))
+    first: dict[int, tuple[int, str]] = {}
+    seen: dict[tuple[int, str], int] = {}
+    table = corpus.table.select(["id", "lang", "query", "passage"]).take(rows_R)
+    for row, own in zip(rows_R.tolist(), table.to_pylist(), strict=True):
+        key = int(key_V[row])
+        first_row, query = first.setdefault(key, (row, own["query"]))
+        named = f"{at(row)}: id {own['id']!r} in language {own['lang']!r}"
+        if own["query"] != query:
+            raise ValueError(f"{named} is already at {at(first_row)}, with another query: {query!r}")
+        if (earlier := seen.setdefault((key, own["passage"]), row)) != row:
+            raise ValueError(f"{named} is already at {at(earlier)}, with this query and passage")
+
+
+def _check_sources(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
+    """An item is in one source."""
+    source_I = _first_of(corpus.source_V, corpus.item_V, len(corpus.items))
+    strays = np.flatnonzero(source_I[corpus.item_V] != corpus.source_V)
+    if len(strays):
+        stray = int(strays[0])
+        item, source = corpus.item_V[stray], corpus.source_V[stray]
         raise ValueError(
-            f"column 'lang' is missing; the row has {', '.join(map(repr, row))} (or pass language=)"
+            f"{at(stray)}: id {corpus.items[item]!r} is in source {corpus.sources[source]!r}, "
+            f"but in {corpus.sources[source_I[item]]!r} before"
         )
-    identifier = row.get("id")
-    if identifier is None or identifier == "":
-        if language is None and pair[0] == "query":
-            raise ValueError(f"column 'id' is missing; the row has {', '.join(map(repr, row))}")
-        identifier = f"{source}:{place}"
-    return {
-        "id": str(identifier),
-        "lang": _text(lang, "lang"),
-        "query": _column(row, pair[0]),
-        "passage": _column(row, pair[1]),
-        "negatives": _negatives(row),
-        "source": _text(row.get("source") or source, "source"),
-    }
-
-
-def _column(row: Mapping[str, Any], name: str) -> str:
-    if row.get(name) is None:
-        raise ValueError(f"column {name!r} is missing; the row has {', '.join(map(repr, row))}")
-    return _text(row[name], name)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {value!r}")
-    if not value.strip():
-        raise ValueError(f"{name} is empty")
-    return value
-
-
-def _negatives(row: Mapping[str, Any]) -> list[str]:
-    """``negatives`` (a list), ``negative`` or ``negative_1, negative_2, ...``; empty ones mean fewer."""
-    listed = row.get("negatives")
-    if listed is not None and not isinstance(listed, (list, tuple)):
-        raise ValueError(f"negatives must be a list of texts, got {listed!r}")
-    numbered = sorted(
-        (name for name in row if name == "negative" or name.startswith("negative_")),
-        key=lambda name: (len(name), name),
-    )
-    found = [*(("negatives", value) for value in listed or ()), *((name, row[name]) for name in numbered)]
-    return [_text(value, name) for name, value in found if value is not None and value != ""]
-
-
-def _first_repeat(key_V: NDArray[np.int64]) -> tuple[int, int] | None:
-    """The first row whose key an earlier row has, after that earlier row."""
-    order = np.argsort(key_V, kind="stable")
-    repeats = np.flatnonzero(key_V[order][1:] == key_V[order][:-1])
-    if not len(repeats):
-        return None
-    at = repeats[np.argmin(order[repeats + 1])]
-    return int(order[at]), int(order[at + 1])
 
 
 # --- small helpers -----------------------------------------------------------------------------------------
+
+
+def _repeats(key_V: NDArray[np.int64]) -> NDArray[np.int32]:
+    """How many earlier rows have each row's key."""
+    order_V = np.argsort(key_V, kind="stable")
+    place_V = np.arange(len(key_V), dtype=np.int32)
+    begins_V = np.diff(key_V[order_V], prepend=-1) != 0
+    repeat_V = np.empty_like(place_V)
+    repeat_V[order_V] = place_V - np.maximum.accumulate(np.where(begins_V, place_V, 0))
+    return repeat_V
+
+
+def _first_of(value_V: NDArray[np.int32], code_V: NDArray[np.int32], codes: int) -> NDArray[np.int32]:
+    """The value at each code's first row."""
+    value_C = np.empty(codes, np.int32)
+    value_C[code_V[::-1]] = value_V[::-1]
+    return value_C
 
 
 def _renumber(encoded: pa.DictionaryArray, order: list[str]) -> NDArray[np.int32]:

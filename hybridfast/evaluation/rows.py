@@ -13,7 +13,9 @@ __all__ = ["from_corpus", "load"]
 
 
 def load(source: str | os.PathLike[str]) -> EvalSet:
-    """Every row's query asks, every row's passage is a candidate; rows of one ``id`` answer each other.
+    """Each id asks its query in each of its languages; the passages of all of its rows answer it.
+
+    Rows with one passage in one language are one candidate, a gold of every id that has it.
 
     Errors are those of :meth:`hybridfast.data.corpus.ParallelCorpus.load`.
     """
@@ -22,18 +24,30 @@ def load(source: str | os.PathLike[str]) -> EvalSet:
 
 def from_corpus(corpus: ParallelCorpus) -> EvalSet:
     """See :func:`load`."""
-    languages = corpus.table.column("lang").to_pylist()
-    order_V = np.argsort(corpus.group_V, kind="stable")  # versions by group, rows ascending within one
-    size_G = np.bincount(corpus.group_V)
-    start_G = np.cumsum(size_G) - size_G
-    golds = [order_V[start_G[group] : start_G[group] + size_G[group]] for group in corpus.group_V]
+    ids, languages, queries, passages = (
+        corpus.table.column(name).to_pylist() for name in ("id", "lang", "query", "passage")
+    )
+    candidates: dict[tuple[str, str], int] = {}
+    candidate_V = np.array(
+        [candidates.setdefault(key, len(candidates)) for key in zip(passages, languages, strict=True)]
+    )
+    pair_P = np.unique(corpus.item_V.astype(np.int64) * len(candidates) + candidate_V)
+    item_P, gold_P = np.divmod(pair_P, len(candidates))  # by item, ascending within one
+    size_I = np.bincount(item_P)
+    start_I = np.cumsum(size_I) - size_I
+
+    asking_Q = np.flatnonzero(corpus.repeat_V == 0)  # further passages ask nothing new
+    item_Q = corpus.item_V[asking_Q]
+    size_Q = size_I[item_Q]
+    gold_indptr = np.concatenate([[0], np.cumsum(size_Q)]).astype(np.int64)
+    within_G = np.arange(gold_indptr[-1]) - np.repeat(gold_indptr[:-1], size_Q)
     return EvalSet(
         name=corpus.name,
-        queries=corpus.table.column("query").to_pylist(),
-        query_languages=languages,
-        items=corpus.table.column("id").to_pylist(),
-        passages=corpus.table.column("passage").to_pylist(),
-        passage_languages=languages,
-        gold_indptr=np.concatenate([[0], np.cumsum(size_G[corpus.group_V])]).astype(np.int64),
-        gold_indices=np.concatenate(golds).astype(np.int64),
+        queries=[queries[row] for row in asking_Q],
+        query_languages=[languages[row] for row in asking_Q],
+        items=[ids[row] for row in asking_Q],
+        passages=[passage for passage, _ in candidates],
+        passage_languages=[language for _, language in candidates],
+        gold_indptr=gold_indptr,
+        gold_indices=gold_P[np.repeat(start_I[item_Q], size_Q) + within_G],
     )
