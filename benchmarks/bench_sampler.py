@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hybridfast import HybridSampler, info_nce
-from hybridfast.encoder import train_tokenizer
+from hybridfast.encoder.loading import train_tokenizer
 
 GROUPS, LANGUAGES, PLAN_BATCH = 10_000_000, 2, 8192
 TEXT_BATCH = 1024

@@ -9,6 +9,7 @@ import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 __all__ = [
+    "Output",
     "check_output_folder",
     "fail",
     "next_free",
@@ -107,16 +109,26 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+@dataclass
+class Output:
+    """A folder to write into; with ``keep``, what is there by now is kept even where the rest fails."""
+
+    folder: Path
+    keep: bool = False
+
+
 @contextmanager
-def output_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def output_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
     """A folder to write into, which takes its name when the block ends well and vanishes when it does not."""
     path = check_output_folder(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    output = Output(Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)))
     try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        check_output_folder(path)
-        os.replace(unfinished, path)
+        yield output
+        output.keep = True
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if output.keep:
+            output.folder.chmod(0o755)
+            check_output_folder(path)
+            os.replace(output.folder, path)
+        shutil.rmtree(output.folder, ignore_errors=True)

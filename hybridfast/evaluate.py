@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hybridfast import cli, encoder
+from hybridfast import cli
+from hybridfast.encoder.loading import ModelSettings, setting
 from hybridfast.evaluation import readers, results
 from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.table import table
@@ -24,43 +25,28 @@ __all__ = ["EvaluateConfig", "main"]
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(ModelSettings):
     """Every setting of ``python -m hybridfast.evaluate``."""
 
     model: str = field(
         metadata={"help": "SentenceTransformer or transformers encoder: a folder or a hub name."}
     )
-    dataset: str = field(
-        default="cldr",
-        metadata={
-            "help": "cldr (embedded), xquad-r, or a file or folder of rows (id, lang, query, passage)."
-        },
+    dataset: str = setting(
+        "cldr", "cldr (embedded), xquad-r, or a file or folder of rows (id, lang, query, passage)."
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set (xquad-r)."})
-    candidates: Literal["sentence", "context"] = field(
-        default="sentence", metadata={"help": "xquad-r: encode the sentence alone, or sentence + context."}
+    data_dir: str | None = setting(None, "Folder of the data set (xquad-r).")
+    candidates: Literal["sentence", "context"] = setting(
+        "sentence", "xquad-r: encode the sentence alone, or sentence + context."
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "New folder for the numbers and the picture. None: next free runs/MODEL-DATASET-1, ..."
-        },
+    output_dir: str | None = setting(
+        None, "New folder for the numbers and the picture. None: next free runs/MODEL-DATASET-1, ..."
     )
-    query_prefix: str | None = field(
-        default=None, metadata={"help": "Put before queries. None: the model's own prompt."}
-    )
-    passage_prefix: str | None = field(
-        default=None, metadata={"help": "Put before passages. None: the model's own prompt."}
-    )
-    eval_batch_size: int = field(default=256, metadata={"help": "Texts encoded at a time."})
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, ... None: a GPU where there is one."}
-    )
+    eval_batch_size: int = setting(256, "Texts encoded at a time.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.eval_batch_size < 1:
             raise ValueError(f"eval_batch_size must be >= 1, got {self.eval_batch_size}")
-        encoder.check_device(self.device)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,12 +58,11 @@ def main(argv: list[str] | None = None) -> None:
             config.output_dir or cli.next_free(f"{name}-{Path(config.dataset).stem}")
         )
         eval_set = readers.load(config.dataset, config.data_dir, config.candidates)
-        model = encoder.load(config.model, device=config.device)
-    encoder.set_prompts(model, config.query_prefix, config.passage_prefix)
+        model = config.load()
     evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
     print(table({name: evaluation.summary()}))
-    with cli.output_folder(output_dir) as folder:
-        results.write(folder, evaluation, {"config": asdict(config)})
+    with cli.output_folder(output_dir) as output:
+        results.write(output.folder, evaluation, {"config": asdict(config)})
     print(f"\nWrote {output_dir}/metrics.json and {output_dir}/language_pairs.png")
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from hybridfast import cli
 from hybridfast.evaluation import table
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.loop import train
+from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type
-from hybridfast.training.saving import save
+from hybridfast.training.saving import save_model, save_results
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
 
@@ -33,16 +33,24 @@ def main(argv: list[str] | None = None) -> None:
         project = Project(config)
     summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())
-    with cli.output_folder(output_dir) as folder:
+    with cli.output_folder(output_dir) as output:
+        folder = output.folder
         if config.eval_before and (untrained := project.evaluate(project.new_model(config.seed))):
             summaries["untrained"] = [untrained.summary()]
         for name, run in runs:
             title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
             model = project.new_model(run.seed)
-            training = train(model, project.tokens, run, name=title)
-            evaluation = project.evaluate(model)
             run_folder = folder if len(runs) == 1 else folder / title
-            save(run_folder, model, run, training, evaluation)
+            try:
+                training = train(model, project.tokens, run, name=title)
+            except LossNotFinite as error:
+                save_model(run_folder, model, run)
+                output.keep = True
+                cli.fail(f"{error}; the model as it was before is in {output_dir}")
+            save_model(run_folder, model, run)
+            output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
+            evaluation = project.evaluate(model)
+            save_results(run_folder, run, training, evaluation)
             if evaluation:
                 summaries.setdefault(name, []).append(evaluation.summary())
         figures = table.table(summaries) if summaries else ""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hybridfast import encoder, evaluate
+from hybridfast import evaluate
+from hybridfast.encoder import loading
 from hybridfast.evaluation.evalset import EvalSet
 
 # "fox" in two languages that share no word, and a distractor in each.
@@ -27,13 +28,13 @@ EVAL_SET = EvalSet(
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    model = encoder.build_static(encoder.train_tokenizer(EVAL_SET.passages, 100), 64)
+    model = loading.build_static(loading.train_tokenizer(EVAL_SET.passages, 100), 64)
     model.save(str(tmp_path / "lexical"))
     return tmp_path / "lexical"
 
 
 def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
-    model = encoder.load(str(model_folder))
+    model = loading.load(str(model_folder))
     evaluation = evaluate.evaluate(model, EVAL_SET, progress=False)
     assert evaluation.mono("mAP") == 1.0
     pairs = evaluation.pairs["R@1"]
@@ -43,7 +44,7 @@ def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
 
 def test_scores_are_cosines(model_folder: Path) -> None:
     """Scaling a passage's embedding must not change its rank."""
-    model = encoder.load(str(model_folder))
+    model = loading.load(str(model_folder))
     expected = evaluate.evaluate(model, EVAL_SET, progress=False).to_dict()
     scale = torch.tensor([[0.1], [10.0], [3.0], [0.5]])
     original = model.encode_document

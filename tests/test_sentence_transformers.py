@@ -92,7 +92,7 @@ def test_trainer(dataset, tmp_path):
         SentenceTransformerTrainingArguments,
     )
 
-    from hybridfast.encoder import build_static, train_tokenizer
+    from hybridfast.encoder.loading import build_static, train_tokenizer
 
     torch.manual_seed(0)
     model = build_static(train_tokenizer((text for row in dataset for text in row.values()), 200), 32)

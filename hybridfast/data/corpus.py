@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -175,10 +173,18 @@ class ParallelCorpus:
         return _first_of(self.item_V, self.group_V, len(self.groups))
 
     @property
+    def query_hash_V(self) -> NDArray[np.uint64]:
+        """Equal queries have equal hashes."""
+        return self._hashes("query")
+
+    @property
     def passage_hash_V(self) -> NDArray[np.uint64]:
         """Equal passages have equal hashes."""
-        texts = self.table.column("passage").to_pylist()
-        return np.fromiter((_text_hash(text) for text in texts), np.uint64, len(texts))
+        return self._hashes("passage")
+
+    def _hashes(self, column: str) -> NDArray[np.uint64]:
+        texts = self.table.column(column).to_pylist()
+        return np.fromiter(map(tokens.text_hash, texts), np.uint64, len(texts))
 
     @property
     def fingerprint(self) -> str:
@@ -192,6 +198,12 @@ class ParallelCorpus:
         """How many groups exist in each language."""
         counts = np.bincount(self.language_V, minlength=len(self.languages))
         return dict(zip(self.languages, counts.tolist(), strict=True))
+
+    def samples(self) -> list[list[str]]:
+        """A few queries and a few passages, short and long ones, of the first rows."""
+        first = self.table.slice(0, 1000)
+        sides = (sorted(first.column(name).to_pylist(), key=len) for name in ("query", "passage"))
+        return [[texts[len(texts) * i // 4 - (i == 4)] for i in range(5)] for texts in sides]
 
     def texts(self) -> Iterator[str]:
         """Every query and passage, row by row."""
@@ -230,30 +242,13 @@ class ParallelCorpus:
         ):
             if length < 1:
                 raise ValueError(f"{name} must be >= 1, got {length}")
-        settings = {
-            "format": tokens.FORMAT,
-            "query_prefix": query_prefix,
-            "passage_prefix": passage_prefix,
-            "max_query_length": max_query_length,
-            "max_passage_length": max_passage_length,
-            "tokenizer": tokens.tokenizer_digest(tokenizer),
-            "data": self.fingerprint,
-        }
-        fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
-        cache = Path(cache_dir or os.environ.get("HYBRIDFAST_CACHE") or Path.home() / ".cache" / "hybridfast")
-        folder = cache / fingerprint
-        if not folder.is_dir():
-            cache.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
-            try:
-                tokens.write(self, unfinished, fingerprint, settings, tokenizer, progress)
-                os.rename(unfinished, folder)
-            except OSError:
-                if not folder.is_dir():  # else another process finished the same cache first
-                    raise
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-        return TokenizedCorpus.open(folder)
+        return tokens.tokenize(
+            self,
+            tokens.TokenizerIds(tokenizer, query_prefix, max_query_length),
+            tokens.TokenizerIds(tokenizer, passage_prefix, max_passage_length),
+            cache_dir=cache_dir,
+            progress=progress,
+        )
 
 
 # --- validating --------------------------------------------------------------------------------------------
@@ -377,7 +372,3 @@ def _renumber(encoded: pa.DictionaryArray, order: list[str]) -> NDArray[np.int32
     position = {value: index for index, value in enumerate(order)}
     table = np.array([position[value] for value in encoded.dictionary.to_pylist()], np.int32)
     return table[encoded.indices.to_numpy()]
-
-
-def _text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -61,10 +61,10 @@ class Batch:
     layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
     layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
     They are None for a corpus without token ids. Languages are positions in `HybridSampler.languages`.
-    A row is flagged that repeats an item, a query or a passage of an earlier row of the global batch; the loss
-    wants `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each other,
-    and `negative_mask_groups` as the passage_groups of hard negatives: one that equals a passage of the global
-    batch has that passage's, others have -1.
+    A row is flagged that repeats an item, a query or a passage of an earlier row of the global batch; the
+    loss wants `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each
+    other, and `negative_mask_groups` as the passage_groups of hard negatives: one that equals a passage of
+    the global batch has that passage's, others have -1.
     """
 
     epoch: int

@@ -20,7 +20,15 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from hybridfast.data.corpus import ParallelCorpus
 
-__all__ = ["TextIds", "TokenizedCorpus", "TokenizerIds", "spans", "text_hash", "tokenize", "tokenizer_settings"]
+__all__ = [
+    "TextIds",
+    "TokenizedCorpus",
+    "TokenizerIds",
+    "spans",
+    "text_hash",
+    "tokenize",
+    "tokenizer_settings",
+]
 
 FORMAT = 2  # of the token cache; part of its fingerprint
 CHUNK = 16_384  # rows tokenized and written at a time
@@ -101,8 +109,7 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
         if backend is not tokenizer:  # transformers sets it anew at every call
             definition.pop("truncation", None)
     else:  # a pure Python tokenizer
-        config = getattr(tokenizer, "get_config_dict", dict)()
-        definition = {"config": config, "vocabulary": getattr(tokenizer, "get_vocab", dict)()}
+        definition = {name: getattr(tokenizer, name, dict)() for name in ("get_config_dict", "get_vocab")}
     text = json.dumps(definition, sort_keys=True, default=str)
     return settings | {"definition": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
@@ -213,6 +220,7 @@ def _write(
         "sources": corpus.sources,
         "pad_id": passage.pad_id,
         "negatives_left_out": left_out,
+        "samples": corpus.samples(),
         "arrays": shapes,
     }
     (folder / "groups.json").write_text(json.dumps(corpus.groups, ensure_ascii=False), encoding="utf-8")
@@ -280,6 +288,7 @@ class TokenizedCorpus:
     sources: list[str]  # (S,) sorted
     pad_id: int
     negatives_left_out: int  # hard negatives that equal a passage of their own item
+    samples: list[list[str]] = field(repr=False)  # a few queries and a few passages
     token_ids: NDArray[np.int32] = field(repr=False)  # (T,)
     text_indptr: NDArray[np.int64] = field(repr=False)  # (texts + 1,)
     version_indptr: NDArray[np.int64] = field(repr=False)  # (V + 1,)

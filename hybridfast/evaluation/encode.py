@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import normalize
 
+from hybridfast.encoder import embedding
+from hybridfast.encoder.loading import TASKS, similarity
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
 from hybridfast.infonce.ops import TRITON
@@ -20,11 +22,13 @@ __all__ = ["encode", "evaluate"]
 def evaluate(
     model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
 ) -> Evaluation:
-    """Encode an evaluation set, each side under the model's own prompt, and rank it by cosine."""
+    """Encode an evaluation set, each side under the model's own prompt, and rank by the model's similarity."""
     queries, passages = encode(
         model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
     )
-    return evaluate_embeddings(eval_set, normalize(queries, dim=-1), normalize(passages, dim=-1))
+    if similarity(model) == "cosine":
+        queries, passages = normalize(queries, dim=-1), normalize(passages, dim=-1)
+    return evaluate_embeddings(eval_set, queries, passages)
 
 
 def encode(
@@ -34,14 +38,9 @@ def encode(
 
     They stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
     """
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "show_progress_bar": progress,
-        "convert_to_tensor": True,
-    }
     embeddings = [
-        model.encode_query(queries, **settings).float(),
-        model.encode_document(passages, **settings).float(),
+        embedding.encode(model, task, texts, batch_size=batch_size, progress=progress)
+        for task, texts in zip(TASKS, (queries, passages), strict=True)
     ]
     if not (TRITON and all(rows.device.type == "cuda" for rows in embeddings)):
         embeddings = [rows.cpu() for rows in embeddings]

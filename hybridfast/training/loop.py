@@ -2,85 +2,107 @@
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from hybridfast import encoder
-from hybridfast.data.sampler import HybridSampler
+from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.embedding import Side
 from hybridfast.infonce.loss import info_nce
 from hybridfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["make_sampler", "train"]
+__all__ = ["LossNotFinite", "make_sampler", "train"]
+
+
+class LossNotFinite(FloatingPointError):
+    """The loss of a step is NaN or infinite; the model is as it was before that step."""
 
 
 def train(
-    model: SentenceTransformer, tokens: TokenizedCorpus, config: TrainConfig, *, name: str = "train"
+    model: SentenceTransformer,
+    tokens: TokenizedCorpus,
+    config: TrainConfig,
+    *,
+    name: str = "train",
 ) -> dict[str, float]:
     """Train a model in place with the batches, the loss and the optimizer of ``config``.
 
     Args:
         model: its weights encode both sides.
-        tokens: training data, tokenized with the model's tokenizer.
+        tokens: training data, as :func:`hybridfast.encoder.embedding.tokenize` makes it for this model.
         name: shown beside the progress bar.
 
     Returns:
         steps, pairs, seconds, pairs_per_second, and the mean loss of the last 50 steps.
+
+    Raises:
+        LossNotFinite: named by step and ids.
+        ValueError: the model has no weights to train, or reads texts in another way than the tokens say.
     """
     from transformers import get_scheduler
 
     device = model.device
+    sides = embedding.sides(model, tokens)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sampler = make_sampler(tokens, config, static=encoder.is_static(model), pin_memory=device.type == "cuda")
+    if not parameters:
+        raise ValueError("the model has no weights to train: every one of them is frozen")
+    sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = config.max_steps
     if config.num_train_epochs is not None:
         max_steps = max(1, round(config.num_train_epochs * len(sampler)))
-    learning_rate = config.learning_rate or (2e-2 if encoder.is_static(model) else 3e-5)
+    learning_rate = config.learning_rate or (2e-2 if loading.is_static(model) else 3e-5)
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
     )
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    losses: list[torch.Tensor] = []
+    cosine = loading.similarity(model) == "cosine"
+    temperature = config.temperature or (0.05 if cosine else 1.0)
+    losses: list[float] = []
     model.train()
     started = time.perf_counter()
     with sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
         batches = chain.from_iterable(map(sampler.epoch, count()))
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                texts = [batch.queries, batch.passages, batch.negatives]
-                queries_QD, *passages = encoder.embed(model, *(_to(text, device) for text in texts if text))
-                passages_ND = torch.cat(passages)
-                query_groups = batch.mask_groups.to(device)
-                negatives = query_groups.new_full((len(passages_ND) - len(queries_QD),), -1)
+                queries_QD, passages_ND = _embeddings(model, sides, batch)
+                query_groups, passage_groups = _groups(batch, device)
                 loss = info_nce(
                     queries_QD,
                     passages_ND,
-                    config.temperature,
+                    temperature,
                     query_groups=query_groups,
-                    passage_groups=torch.cat([query_groups, negatives]),
+                    passage_groups=passage_groups,
                     in_batch=config.in_batch,
                     bidirectional=config.bidirectional,
+                    normalize=cosine,
                 )
+            told = _Told(loss)
             loss.backward()
             if config.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            losses = [*losses[-49:], told.value()]
+            if not math.isfinite(losses[-1]):
+                raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens))
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            losses = [*losses[-49:], loss.detach()]
             bar.update()
-            if step % 10 == 0 or step == max_steps:  # reading the loss waits for the device
+            if step % 10 == 0 or step == max_steps:
                 pairs_per_second = step * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {torch.stack(losses).mean():.4f}, {pairs_per_second:,.0f} pairs/s")
+                mean = sum(losses) / len(losses)
+                bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s")
     seconds = time.perf_counter() - started
     model.eval()
     return {
@@ -88,13 +110,11 @@ def train(
         "pairs": max_steps * config.batch_size,
         "seconds": round(seconds, 3),
         "pairs_per_second": round(max_steps * config.batch_size / seconds, 1),
-        "loss": torch.stack(losses).mean().item(),
+        "loss": sum(losses) / len(losses),
     }
 
 
-def make_sampler(
-    tokens: TokenizedCorpus, config: TrainConfig, *, static: bool, pin_memory: bool = False
-) -> HybridSampler:
+def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bool = False) -> HybridSampler:
     """The sampler that ``config`` asks for; a ValueError where the data cannot fill its batches."""
     return HybridSampler(
         tokens,
@@ -107,9 +127,44 @@ def make_sampler(
         dedup=config.dedup,
         threads=config.num_workers,
         pin_memory=pin_memory,
-        layout="flat" if static else "padded",
+        layout="flat",
     )
 
 
-def _to(features: encoder.Features, device: torch.device) -> encoder.Features:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in features.items()}
+def _embeddings(model: SentenceTransformer, sides: tuple[Side, Side], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Those of the batch's queries, and of its passages and hard negatives, which no row need have."""
+    query, document = sides
+    texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
+    queries_QD, *passages = embedding.embed_ids(
+        model, [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
+    )
+    return queries_QD, torch.cat(passages)
+
+
+def _groups(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the loss masks queries and passages by."""
+    groups = [batch.mask_groups, batch.negative_mask_groups]
+    passage_groups = torch.cat([part for part in groups if part is not None])
+    return batch.mask_groups.to(device, non_blocking=True), passage_groups.to(device, non_blocking=True)
+
+
+class _Told:
+    """A number on its way from the device: reading it waits for no work that was queued after it."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number, self.arrived = number.detach(), None
+        if number.device.type == "cuda":
+            self.number = self.number.to("cpu", non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def value(self) -> float:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.number.item()
+
+
+def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:
+    names = tokens.group_ids()
+    first = ", ".join(repr(names[group]) for group in batch.groups[:4].tolist())
+    return f"the loss is {loss} at step {step} (epoch {batch.epoch}, batch {batch.index}: ids {first}, ...)"

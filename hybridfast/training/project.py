@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridfast import encoder
 from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.encoder import embedding, loading
 from hybridfast.evaluation import readers
 from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["Project", "batch_type"]
+
+PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of their own
 
 
 class Project:
@@ -36,29 +39,24 @@ class Project:
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
         self.tokenizer = None
         if config.model == "static":
-            self.tokenizer = encoder.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
+            self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
-        limit = model.max_seq_length or float("inf")
-        self.tokens = self.corpus.tokenize(
-            model.tokenizer,
-            query_prefix=config.query_prefix,
-            passage_prefix=config.passage_prefix,
-            max_query_length=int(min(config.max_query_length, limit)),
-            max_passage_length=int(min(config.max_passage_length, limit)),
-        )
+        self.tokens = embedding.tokenize(model, self.corpus)
+        print(_reading(model, self.tokens))
         for _, run in self.runs():  # what cannot be filled is said before any training
-            make_sampler(self.tokens, run, static=encoder.is_static(model)).close()
+            make_sampler(self.tokens, run).close()
 
     def new_model(self, seed: int) -> SentenceTransformer:
-        """The model before training."""
+        """The model before training, with float32 weights: steps of half precision are lost in rounding."""
+        config = self.config
         torch.manual_seed(seed)
         if self.tokenizer is not None:
-            model = encoder.build_static(
-                self.tokenizer, self.config.dimension, device=self.config.device or "cpu"
-            )
+            model = loading.build_static(self.tokenizer, config.dimension, device=config.device or "cpu")
         else:
-            model = encoder.load(self.config.model, device=self.config.device)
-        encoder.set_prompts(model, self.config.query_prefix, self.config.passage_prefix)
+            model = config.load().float()
+        if not any(loading.prompt_of(model, task) for task in loading.TASKS):
+            loading.set_prompts(model, *PROMPTS)
+        config.apply(model)
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
@@ -83,6 +81,15 @@ def _load_corpus(config: TrainConfig) -> ParallelCorpus:
     return ParallelCorpus.load(
         config.data, config=config.data_config, split=config.data_split, language=config.language
     )
+
+
+def _reading(model: SentenceTransformer, tokens: TokenizedCorpus) -> str:
+    """What decides about the token ids, in a line, and what was left out, in another."""
+    query, passage = (loading.prompt_of(model, task) for task in loading.TASKS)
+    lines = [f"Prompts: {query!r} and {passage!r}; similarity: {loading.similarity(model)}"]
+    if tokens.negatives_left_out:
+        lines.append(f"Left out: {tokens.negatives_left_out:,} hard negatives equal to a passage of their id")
+    return "\n".join(lines)
 
 
 def batch_type(alpha: float) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from hybridfast.evaluation import results
@@ -15,20 +18,29 @@ from hybridfast.training.config import TrainConfig
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["save"]
+__all__ = ["save_model", "save_results"]
 
 
-def save(
-    folder: Path,
-    model: SentenceTransformer,
-    config: TrainConfig,
-    training: dict[str, float],
-    evaluation: Evaluation | None,
+def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
+    """The model and its settings, all of it in ``folder`` or none. The model keeps the dtype it is saved in."""
+    model.to(dtype=getattr(torch, config.save_dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as unfinished:
+        model.save(unfinished)
+        (Path(unfinished) / "train_config.yaml").write_text(
+            yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        for file in Path(unfinished).iterdir():
+            os.replace(file, folder / file.name)
+
+
+def save_results(
+    folder: Path, config: TrainConfig, training: dict[str, float], evaluation: Evaluation | None
 ) -> None:
-    model.save(str(folder))
-    settings = {**asdict(config), "output_dir": None, "compare": False, "num_seeds": 1}
-    (folder / "train_config.yaml").write_text(
-        yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    details = {"config": settings, "training": training}
-    results.write(folder, evaluation, details)
+    """``metrics.json`` and, with an evaluation, its picture, beside the model."""
+    results.write(folder, evaluation, {"config": settings(config), "training": training})
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """What repeats this one run."""
+    return {**asdict(config), "output_dir": None, "compare": False, "num_seeds": 1}

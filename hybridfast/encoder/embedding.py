@@ -1,12 +1,13 @@
-"""The dual encoder: one SentenceTransformer, its two sides, and the one function that embeds."""
+"""A model's two sides: texts as token ids, ids as what its modules take, and the one function that embeds."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,158 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridfast.data.tokens import spans, tokenizer_settings
+from hybridfast.data import tokens
+from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
+from hybridfast.encoder.loading import TASKS, Task, is_static, prompt_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
 
-__all__ = [
-    "Side",
-    "build_static",
-    "check_device",
-    "embed",
-    "encode",
-    "is_static",
-    "load",
-    "set_lengths",
-    "set_prompts",
-    "set_similarity",
-    "sides",
-    "similarity",
-    "train_tokenizer",
-]
+    from hybridfast.data.corpus import ParallelCorpus
 
-Task = Literal["query", "document"]
+__all__ = ["Features", "Side", "embed", "embed_ids", "encode", "sides", "tokenize"]
+
 Features = dict[str, Any]
-
-# --- a model -----------------------------------------------------------------------------------------------
-
-
-def load(
-    name_or_path: str,
-    *,
-    device: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    model_kwargs: dict[str, Any] | None = None,
-) -> SentenceTransformer:
-    """Load a SentenceTransformer, or any transformers encoder (which gets mean pooling).
-
-    Args:
-        name_or_path: a hub name or a local folder.
-        device: as torch spells it; default: a GPU where there is one.
-        revision, trust_remote_code, model_kwargs: as SentenceTransformer takes them.
-
-    Raises:
-        FileNotFoundError: ``name_or_path`` looks like a path, and nothing is there.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if looks_local and not Path(name_or_path).expanduser().is_dir():
-        raise FileNotFoundError(f"{name_or_path}: no such model folder")
-    return SentenceTransformer(
-        str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        model_kwargs=model_kwargs,
-    )
-
-
-def check_device(name: str | None) -> None:
-    """A ValueError unless torch can put a tensor there; None stands for whatever there is."""
-    if name is None:
-        return
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not to be had: {str(error).splitlines()[0]}") from None
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 12_000) -> Tokenizer:
-    """Learn a byte-pair vocabulary: fewer tokens than asked for where the texts do not yield as many."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def build_static(tokenizer: Tokenizer, dimension: int = 256, *, device: str = "cpu") -> SentenceTransformer:
-    """A static encoder: the mean of a text's token embeddings, drawn from torch's global generator."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
-    embedding = StaticEmbedding(tokenizer, embedding_dim=dimension)
-    # Rows of norm one: torch's default of sqrt(dimension) would take as many times the steps to turn round.
-    torch.nn.init.normal_(embedding.embedding.weight, std=dimension**-0.5)
-    return SentenceTransformer(modules=[embedding], device=device)
-
-
-def is_static(model: SentenceTransformer) -> bool:
-    """Whether the first module sums token embeddings, and nothing reads their order."""
-    return isinstance(getattr(model[0], "embedding", None), torch.nn.EmbeddingBag)
-
-
-def set_prompts(model: SentenceTransformer, query: str | None, document: str | None) -> None:
-    """What ``encode_query`` and ``encode_document`` put before a text; None keeps the model's own."""
-    if query is not None:
-        model.prompts["query"] = query
-    if document is not None:
-        model.prompts["document"] = document
-
-
-def set_lengths(model: SentenceTransformer, query: int | None, document: int | None) -> None:
-    """Where the model cuts queries and documents, in tokens, prompt and special tokens counted.
-
-    None keeps the model's own limit. The limits are saved with the model, so that it encodes what it was
-    trained on.
-
-    Raises:
-        ValueError: the model has no such setting, or cuts shorter already.
-    """
-    for name, length in (("query_length", query), ("document_length", document)):
-        if length is None:
-            continue
-        inputs = [module for module in model.modules() if hasattr(module, name)]
-        if not inputs:
-            raise ValueError(
-                f"max_{name.replace('document', 'passage')} {length}: {type(model[0]).__name__} does not cut "
-                "texts by their side; leave it out"
-            )
-        for module in inputs:
-            limit = module.max_seq_length
-            setattr(module, name, length if limit is None else min(length, limit))
-
-
-SIMILARITIES = ("cosine", "dot")
-
-
-def similarity(model: SentenceTransformer) -> str:
-    """How the model compares embeddings: "cosine" or "dot". ValueError for what the loss does not know."""
-    name = str(model.similarity_fn_name)
-    if name not in SIMILARITIES:
-        raise ValueError(
-            f"the model compares by {name!r}; similarity must be one of {', '.join(map(repr, SIMILARITIES))}"
-        )
-    return name
-
-
-def set_similarity(model: SentenceTransformer, name: str | None) -> None:
-    """Compare embeddings so, and say so in the saved model; None keeps the model's own."""
-    if name is not None:
-        model.similarity_fn_name = name  # type: ignore[assignment]
-    similarity(model)
-
-
-# --- embedding ---------------------------------------------------------------------------------------------
 
 
 def embed(model: SentenceTransformer, task: Task, features: Features) -> Tensor:
@@ -175,6 +36,27 @@ def embed(model: SentenceTransformer, task: Task, features: Features) -> Tensor:
     """
     embeddings: Tensor = model(features, task=task)["sentence_embedding"]
     return embeddings[:, : model.truncate_dim]  # None: all
+
+
+def embed_ids(model: SentenceTransformer, parts: Sequence[tuple[Side, Features]]) -> list[Tensor]:
+    """Embeddings of several batches of texts as flat ids, each (B, D), with gradients.
+
+    Args:
+        parts: a side and its texts: ``input_ids`` (T,), ``offsets`` (B,), as :class:`Batch` has them.
+    """
+    if is_static(model):
+        # All in one call: the gradient of an embedding is as large as its vocabulary, whatever the batch.
+        starts = [0, *itertools.accumulate(len(ids["input_ids"]) for _, ids in parts)]
+        joined = {
+            "input_ids": torch.cat([ids["input_ids"] for _, ids in parts]),
+            "offsets": torch.cat(
+                [ids["offsets"] + start for (_, ids), start in zip(parts, starts, strict=False)]
+            ),
+        }
+        side = parts[0][0]
+        both = embed(model, side.task, side.features(**joined, device=model.device))
+        return list(both.split([len(ids["offsets"]) for _, ids in parts]))
+    return [embed(model, side.task, side.features(**ids, device=model.device)) for side, ids in parts]
 
 
 def encode(
@@ -187,7 +69,10 @@ def encode(
     prompt = prompt_of(model, task)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # texts of like length: less padding
     out: Tensor | None = None
-    with torch.inference_mode(), tqdm(total=len(texts), desc=task, unit=" texts", disable=not progress) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(texts), desc=task, unit=" texts", disable=not progress) as bar,
+    ):
         for rows in np.split(order, range(batch_size, len(texts), batch_size)):
             features = model.preprocess([texts[row] for row in rows], prompt=prompt, task=task)
             embeddings = embed(model, task, batch_to_device(features, model.device)).float()
@@ -198,13 +83,6 @@ def encode(
     if out is None:
         raise ValueError("texts must hold at least one text")
     return out
-
-
-def prompt_of(model: SentenceTransformer, task: Task) -> str:
-    """What the model puts before a text of that side; "" for nothing. As ``encode_query`` and ``_document``."""
-    names = ("query",) if task == "query" else ("document", "passage", "corpus")
-    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
-    return (model.prompts.get(name) if name else None) or ""
 
 
 # --- token ids ---------------------------------------------------------------------------------------------
@@ -229,7 +107,8 @@ class Side:
         self.samples = [*samples, "a"]  # and a short one, so that there is padding to see
         features = self._preprocess(self.samples)
         self.flat = "offsets" in features
-        self.left, self.pad_id, self.token_type = False, 0, None
+        self.left, self.pad_id = False, 0
+        self.token_type: int | None = None
         self.constants = {name: value for name, value in features.items() if not isinstance(value, Tensor)}
         given = features.keys() - self.constants.keys()
         known = {"input_ids", "offsets"} if self.flat else {"input_ids", "attention_mask"}
@@ -257,7 +136,7 @@ class Side:
         if "cu_seq_lens_q" in features:  # flash attention without padding: the same ids, padded
             for module in self.model.modules():
                 if getattr(module, "can_flatten_inputs", False):
-                    module.unpad_inputs = False
+                    module.unpad_inputs = False  # type: ignore[assignment]
             features = dict(self.model.preprocess(texts, prompt=self.prompt or None, task=self.task))
         return features
 
@@ -269,15 +148,16 @@ class Side:
     def settings(self) -> dict[str, Any]:
         """All that decides about the ids, for JSON; what no setting shows is in the ids of some texts."""
         ids_T, lengths_B = self.ids(self.samples)
+        parts: list[Any] = [module for module in self.model.modules() if module is not self.model]
         modules = [
             [type(module).__name__, module.get_config_dict()]
-            for module in self.model.modules()
+            for module in parts
             if hasattr(module, "get_config_dict")
         ]
         tokenizers = [
             tokenizer_settings(module.tokenizer)
-            for module in self.model.modules()
-            if getattr(module, "tokenizer", None) is not None and module is not self.model
+            for module in parts
+            if getattr(module, "tokenizer", None) is not None
         ]
         shown = hashlib.blake2b(ids_T.tobytes() + lengths_B.tobytes(), digest_size=16).hexdigest()
         return {
@@ -313,9 +193,9 @@ class Side:
             raise ValueError(f"{self._name} gives a text's tokens several token types, which ids do not tell")
         return ids[mask_BL].numpy().astype(np.int32), mask_BL.sum(dim=1).numpy()
 
-    def features(self, ids_T: Tensor, offsets_B: Tensor, device: torch.device) -> Features:
-        """What the model's modules take, from the ids of B texts and where each text begins."""
-        features = dict(self.constants)
+    def features(self, input_ids: Tensor, offsets: Tensor, device: torch.device) -> Features:
+        """What the model's modules take, from the ids (T,) of B texts and where each text begins (B,)."""
+        features, ids_T, offsets_B = dict(self.constants), input_ids, offsets
         lengths_B = torch.diff(offsets_B, append=offsets_B.new_tensor([len(ids_T)]))
         if self.with_lengths:
             features["sentence_lengths"] = lengths_B
@@ -351,23 +231,46 @@ class Side:
         difference = float(((got - wanted).norm(dim=1) / norms_B).max())
         if not difference <= SAME:
             raise ValueError(
-                f"{self._name} embeds token ids unlike texts (by {difference:.1e} of the norm, {SAME} is allowed)"
+                f"{self._name} embeds token ids unlike texts, by {difference:.1e} of the norm; "
+                f"{SAME} is allowed"
             )
         return difference
 
 
-def sides(
-    model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]
-) -> tuple[Side, Side]:
-    """Both sides of a model, checked on a few texts of each.
+def tokenize(
+    model: SentenceTransformer,
+    corpus: ParallelCorpus,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> TokenizedCorpus:
+    """A corpus as the ids that the model itself makes of its texts; else as `hybridfast.data.tokens.tokenize`.
 
     Raises:
-        ValueError: what the model is trained on would not be what it encodes.
+        ValueError: what the model would be trained on is not what it encodes, as a few texts show.
     """
-    both = Side(model, "query", queries), Side(model, "document", documents)
-    for side in both:
+    query, document = (
+        Side(model, task, samples) for task, samples in zip(TASKS, corpus.samples(), strict=True)
+    )
+    for side in (query, document):
         side.check()
-    return both
+    return tokens.tokenize(corpus, query, document, cache_dir=cache_dir, progress=progress)
+
+
+def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side, Side]:
+    """Both sides of a model, as it reads such a corpus.
+
+    Raises:
+        ValueError: the ids are not this model's, or what it would be trained on is not what it encodes.
+    """
+    query, document = (
+        Side(model, task, samples) for task, samples in zip(TASKS, tokenized.samples, strict=True)
+    )
+    for side, settings in ((query, tokenized.settings["query"]), (document, tokenized.settings["passage"])):
+        if side.settings != settings:
+            raise ValueError(f"{side._name} makes other token ids than {tokenized.path} holds")
+        side.check()
+    return query, document
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hybridfast import encoder
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.encoder import loading
 from hybridfast.evaluation.encode import encode
 
 TEXTS = ["the red fox", "ein roter Fuchs", "ทะเลสีฟ้า", "a blue sea", "the sea the sea"]
@@ -26,8 +26,8 @@ def texts_of(tokens: TokenizedCorpus, side: int) -> list[np.ndarray]:
 
 
 def test_static_training_features_embed_like_encode(tmp_path: Path) -> None:
-    model = encoder.build_static(encoder.train_tokenizer(TEXTS, 60), 16)
-    encoder.set_prompts(model, "Query: ", "Passage: ")
+    model = loading.build_static(loading.train_tokenizer(TEXTS, 60), 16)
+    loading.set_prompts(model, "Query: ", "Passage: ")
     tokens = ParallelCorpus.from_rows(ROWS).tokenize(model.tokenizer, cache_dir=tmp_path, progress=False)
     batches = [
         {
@@ -39,12 +39,12 @@ def test_static_training_features_embed_like_encode(tmp_path: Path) -> None:
     expected = [model.encode_query(TEXTS), model.encode_document(TEXTS[::-1])]
     for got, wanted in zip(encoder.embed(model, *batches), expected, strict=True):
         torch.testing.assert_close(got.detach(), torch.from_numpy(wanted))
-    assert encoder.is_static(model)
+    assert loading.is_static(model)
 
 
 def test_transformer_training_features_embed_like_encode(tiny_xlm_r: Path, tmp_path: Path) -> None:
-    model = encoder.load(str(tiny_xlm_r), device="cpu")
-    encoder.set_prompts(model, "Query: ", "Passage: ")
+    model = loading.load(str(tiny_xlm_r), device="cpu")
+    loading.set_prompts(model, "Query: ", "Passage: ")
     tokens = ParallelCorpus.from_rows(ROWS).tokenize(
         model.tokenizer, max_query_length=40, max_passage_length=40, cache_dir=tmp_path, progress=False
     )
@@ -59,15 +59,15 @@ def test_transformer_training_features_embed_like_encode(tiny_xlm_r: Path, tmp_p
     expected = torch.from_numpy(model.encode_query(TEXTS))
     with torch.no_grad():
         torch.testing.assert_close(encoder.embed(model, features)[0], expected, rtol=1e-4, atol=1e-5)
-    assert not encoder.is_static(model)
+    assert not loading.is_static(model)
 
 
 def test_prompts_are_saved_and_own_ones_kept(tmp_path: Path) -> None:
-    model = encoder.build_static(encoder.train_tokenizer(TEXTS, 60), 16)
-    encoder.set_prompts(model, "Frage: ", None)
+    model = loading.build_static(loading.train_tokenizer(TEXTS, 60), 16)
+    loading.set_prompts(model, "Frage: ", None)
     before = model.prompts.get("document")
     model.save(str(tmp_path))
-    loaded = encoder.load(str(tmp_path))
+    loaded = loading.load(str(tmp_path))
     assert loaded.prompts["query"] == "Frage: "
     assert loaded.prompts.get("document") == before
     queries, passages = encode(loaded, TEXTS, TEXTS, batch_size=2, progress=False)
@@ -77,11 +77,11 @@ def test_prompts_are_saved_and_own_ones_kept(tmp_path: Path) -> None:
 
 
 def test_seeded_weights_repeat() -> None:
-    tokenizer = encoder.train_tokenizer(TEXTS, 60)
+    tokenizer = loading.train_tokenizer(TEXTS, 60)
     embeddings = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        embeddings.append(encoder.build_static(tokenizer, 16).encode(TEXTS))
+        embeddings.append(loading.build_static(tokenizer, 16).encode(TEXTS))
     np.testing.assert_array_equal(embeddings[0], embeddings[1])
     assert not np.array_equal(embeddings[0], embeddings[2])
 
@@ -89,4 +89,4 @@ def test_seeded_weights_repeat() -> None:
 @pytest.mark.parametrize("name", ["./missing", "/missing/model", "~/missing-model", "a/b/c"])
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"{name}: no such model folder"):
-        encoder.load(name)
+        loading.load(name)

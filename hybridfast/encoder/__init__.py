@@ -1,0 +1,1 @@
+"""The dual encoder: one SentenceTransformer that reads queries and documents."""
