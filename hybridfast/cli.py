@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
 
@@ -35,6 +36,7 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
     Any mistake ends the process with one line on stderr and exit code 2.
     """
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -51,6 +53,9 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
         formatter_class=Formatter,
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        if action.type is string_to_bool:
+            action.type = lambda text: string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
     argv = sys.argv[1:] if argv is None else argv
     with usage_errors():
         if argv and argv[0].endswith((".yaml", ".yml")):
@@ -59,22 +64,44 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
 
 
 def _yaml_flags(path: Path, parser: ArgumentParser) -> list[str]:
-    """The file's settings as flags, so that they are checked and converted like flags."""
+    """The file's settings as flags, so that they are checked and converted like flags.
+
+    Nodes, not values: a scalar stays as it was written, for YAML reads no, 1:30 and 2024-01-01 as a truth
+    value, a number and a date.
+    """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        root = yaml.compose(path.read_bytes(), yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected 'setting: value' lines, got {type(settings).__name__}")
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path}: expected 'setting: value' lines, got a {root.id}")
     known = {action.dest for action in parser._actions}
-    flags: list[str] = []
-    for name, value in settings.items():
+    flags: dict[str, list[str]] = {}
+    for key, value in root.value:
+        name, line = key.value, key.start_mark.line + 1
         if name not in known:
-            raise ValueError(f"{path}: unknown setting {name!r}")
-        if value is not None:
-            values: list[Any] = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *map(str, values)]
-    return flags
+            raise ValueError(f"{path}:{line}: unknown setting {name!r}")
+        if name in flags:
+            raise ValueError(f"{path}:{line}: setting {name!r} appears twice")
+        if isinstance(value, yaml.SequenceNode):
+            flags[name] = [f"--{name}", *(_scalar(path, name, entry) for entry in value.value)]
+        else:  # one word, for a text may begin with a dash
+            flags[name] = [] if value.tag == _NULL else [f"--{name}={_scalar(path, name, value)}"]
+    return [word for words in flags.values() for word in words]
+
+
+_NULL, _FLOAT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:float"
+
+
+def _scalar(path: Path, name: str, node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
+        kind = "null" if node.tag == _NULL else f"a {node.id}"
+        raise ValueError(f"{path}:{node.start_mark.line + 1}: {name} holds {kind} where a value is meant")
+    if node.tag == _FLOAT:  # YAML's .inf to Python's inf
+        return re.sub(r"^([-+]?)\.([a-z])", r"\1\2", node.value, flags=re.IGNORECASE)
+    return node.value
 
 
 def fail(message: str) -> NoReturn:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hybridfast import cli
 
@@ -40,6 +41,75 @@ def test_yaml_is_overridden_by_flags(tmp_path: Path) -> None:
     assert parse(str(path), "--alpha", "1", "--languages", "tr") == Settings(1.0, ["tr"], True)
 
 
+TEXTS = (
+    "no", "No", "yes", "on", "OFF", "y", "n", "true", "2024-01-01", "1:30", "010", "0x1F", "1_000", "1e3",
+    "7.10", "012:00:00", "-x", "--alpha", "a: b", "Query: ", "norsk # bokmål",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_arrives_as_it_was_written(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "settings.yaml"
+    written = text if ": " not in text and "#" not in text else repr(text)
+    if text.startswith("-"):
+        path.write_text(f"name: {written}\n", encoding="utf-8")
+        assert parse(str(path)) == Settings(name=text)
+        return
+    path.write_text(f"name: {written}\nlanguages: [{written}, en]\n", encoding="utf-8")
+    assert parse(str(path)) == Settings(name=text, languages=[text, "en"])
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "", "null", "~", ".inf", None])
+@pytest.mark.parametrize("alpha", [0.5, 1e-30, 1])
+def test_saved_settings_are_read_back(tmp_path: Path, name: str | None, alpha: float) -> None:
+    languages = None if name is None or name.startswith("-") else [name, "no"]
+    settings = Settings(alpha, languages, True, name)
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    assert parse(str(path)) == settings
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("yes", True), ("no", False), ("on", True), ("off", False), ("ON", True), ("true", True),
+        ("False", False), ("y", True), ("1", True), ("null", False), ("~", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_truth_value_has_yamls_words(tmp_path: Path, written: str, value: bool) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"compare: {written}\n")
+    assert parse(str(path)).compare is value
+    if written not in ("null", "~", ""):
+        assert parse("--compare", written).compare is value
+
+
+def test_numbers_of_yaml(tmp_path: Path) -> None:
+    @dataclass
+    class Numbers:
+        norm: float = 1.0
+        steps: int = 1
+
+    path = tmp_path / "settings.yaml"
+    for norm, value in (
+        (".inf", float("inf")),
+        ("-.INF", -float("inf")),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("-1", -1.0),
+    ):
+        path.write_text(f"norm: {norm}\nsteps: 12_000\n")
+        assert cli.parse(Numbers, "prog", "", [str(path)]) == Numbers(value, 12_000)
+    path.write_text(yaml.safe_dump({"norm": float("inf"), "steps": 3}))
+    assert cli.parse(Numbers, "prog", "", [str(path)]) == Numbers(float("inf"), 3)
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("# nothing\n")
+    assert parse(str(path)) == Settings()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -60,9 +130,17 @@ def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str], argv: list
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alpah: 1", "unknown setting 'alpah'"),
+        ("alpah: 1", "settings.yaml:1: unknown setting 'alpah'"),
         ("alpha: half", "argument --alpha: invalid float value: 'half'"),
-        ("- alpha", "expected 'setting: value' lines, got list"),
+        ("- alpha", "expected 'setting: value' lines, got a sequence"),
+        ("alpha", "expected 'setting: value' lines, got a scalar"),
+        ("compare: yes\nalpha: 1\ncompare: no", "settings.yaml:3: setting 'compare' appears twice"),
+        ("name: {a: b}", "settings.yaml:1: name holds a mapping where a value is meant"),
+        ("\nlanguages: [de, [en]]", "settings.yaml:2: languages holds a sequence where a value is meant"),
+        ("languages: [de, null]", "settings.yaml:1: languages holds null where a value is meant"),
+        ("compare: perhaps", "argument --compare: Truthy value expected"),
+        ("alpha: 1:30", "argument --alpha: invalid float value: '1:30'"),
+        ("name: [no, en]", "unrecognized arguments: en"),
         ("alpha: [", "not YAML"),
     ],
 )

@@ -277,7 +277,8 @@ def _assemble(files: list[File], name: str, language: str | None) -> ParallelCor
         tables.append(_named_source(pa.Table.from_batches(batches, SCHEMA), file))
     if not lines:
         raise ValueError(f"{name}: no rows")
-    corpus = ParallelCorpus(pa.concat_tables(tables), name)
+    table = pa.concat_tables(tables).combine_chunks()  # a fingerprint does not see where files ended
+    corpus = ParallelCorpus(table, name)
 
     def at(row: int) -> str:
         file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1

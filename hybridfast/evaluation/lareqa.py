@@ -50,6 +50,7 @@ def load(data_dir: str | Path, candidates: str = "sentence") -> EvalSet:
     passage_languages: list[str] = []
     golds: defaultdict[str, list[int]] = defaultdict(list)  # of each item, ascending as passages are appended
     for language in LANGUAGES:
+        seen: set[str] = set()
         path = folder / f"{language}.json"
         for paragraph in _paragraphs(path):
             try:
@@ -60,6 +61,11 @@ def load(data_dir: str | Path, candidates: str = "sentence") -> EvalSet:
                         f"in the paragraph {paragraph['context'][:40]!r}"
                     )
                 for question in paragraph["qas"]:
+                    if question["id"] in seen:
+                        raise ValueError(f"{path}: question {question['id']} appears twice")
+                    seen.add(question["id"])
+                    if not question["answers"]:
+                        raise ValueError(f"{path}: question {question['id']} has no answer")
                     sentence = _sentence_at(question["answers"][0]["answer_start"], breaks)
                     if sentence is None:
                         raise ValueError(f"{path}: the answer to question {question['id']} is in no sentence")
@@ -87,7 +93,7 @@ def load(data_dir: str | Path, candidates: str = "sentence") -> EvalSet:
 
 def _paragraphs(path: Path) -> list[dict[str, Any]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON in UTF-8 ({error})") from error
     try:

@@ -27,33 +27,40 @@ _BAD = LinearSegmentedColormap.from_list(
 )
 
 
+_WRITTEN = 24  # languages up to which every cell carries its value
+
+
 def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     """Draw mAP by query and passage language and, beside it, how far a pool of all languages is biased.
 
     Left: one pool for each passage language, on a scale from 0 to 1; the framed diagonal is monolingual, the
     column apart is the pool of all languages. Right: the median rank in that pool of the golds in each
     language, on a logarithmic scale: an even row is an unbiased one; the column apart is the mean rank
-    distance. Writes a PNG under a temporary name and renames it, so that no reader ever sees half a picture.
+    distance. Beyond 24 languages the cells shrink, and a colour bar stands in for the values. Writes a PNG
+    under a temporary name and renames it, so that no reader ever sees half a picture.
     """
-    edge = max(0.46 * len(evaluation.languages), 2.4)  # of a panel, in inches
+    edge = max(0.46 * min(len(evaluation.languages), _WRITTEN), 2.4)  # of a panel, in inches
     figure = Figure(figsize=(2 * (edge + 1.8), edge + 2.0), dpi=150, layout="constrained")
-    figure.suptitle(evaluation.name, color=_INK, fontsize=14, fontweight="bold")
+    large = 1.5 if len(evaluation.languages) > _WRITTEN else 1.0  # headings, to be read before one zooms in
+    figure.suptitle(evaluation.name, color=_INK, fontsize=14 * large, fontweight="bold")
     left, right = figure.subplots(1, 2)
+    mono, cross, multi = (
+        figure_text("mAP", value("mAP")) for value in (evaluation.mono, evaluation.cross, evaluation.multi)
+    )
+    figures = f"mono {mono}   cross {cross}   all languages {multi}"
+    _title(left, "mAP in each language's passages", figures, large)
     _matrix(
         left,
         evaluation.languages,
         evaluation.pairs["mAP"],
         evaluation.multilingual["mAP"],
+        "all",
         _GOOD,
         Normalize(0, 1),
         _share,
     )
-    left.set_xticks(*_ticks(evaluation.languages, "all"))
-    mono, cross, multi = (
-        figure_text("mAP", value("mAP")) for value in (evaluation.mono, evaluation.cross, evaluation.multi)
-    )
-    _title(left, "mAP in each language's passages", f"mono {mono}   cross {cross}   all languages {multi}")
-
+    distance = figure_text("rank distance", evaluation.summary()["rank distance"])
+    _title(right, "Median gold rank among all passages", f"mean rank distance {distance}", large)
     ranks = np.append(evaluation.median_rank, evaluation.rank_distance)
     largest = max(10.0, np.max(ranks, where=~np.isnan(ranks), initial=1))
     _matrix(
@@ -61,17 +68,12 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
         evaluation.languages,
         evaluation.median_rank,
         evaluation.rank_distance,
+        "distance",
         _BAD,
         LogNorm(1, largest, clip=True),
         _rank,
     )
-    right.set_xticks(*_ticks(evaluation.languages, "distance"))
-    distance = figure_text("rank distance", evaluation.summary()["rank distance"])
-    _title(right, "Median gold rank among all passages", f"mean rank distance {distance}")
     _write_png(figure, Path(path))
-
-
-_GAP = 0.35  # between the matrix and the column apart, in cells
 
 
 def _matrix(
@@ -79,48 +81,96 @@ def _matrix(
     languages: list[str],
     values_LL: NDArray[np.float64],
     apart_L: NDArray[np.float64],
+    apart: str,
     colours: Colormap,
     norm: Normalize,
     text: Callable[[float], str],
 ) -> None:
-    """Coloured cells with their values, query languages downward, the diagonal framed, `apart_L` to the
-    right.
-    """
+    """Coloured cells, query languages downward, the diagonal framed, `apart_L` to the right."""
     size = len(languages)
-    for left, cells in ((0.0, values_LL), (size + _GAP, apart_L[:, None])):
-        for (row, column), value in np.ndenumerate(cells):
-            known = not np.isnan(value)
-            colour = colours(norm(value)) if known else to_rgba(_VOID)
-            luminance = float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
-            axes.add_patch(
-                Rectangle((left + column, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5)
-            )
-            axes.text(
-                left + column + 0.5,
-                row + 0.5,
-                text(value) if known else "–",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if luminance < 0.55 else _INK if known else _MUTED,
-            )
-    for place in range(size):
-        axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor=_INK, linewidth=1.3))
-    axes.set(xlim=(-0.02, size + _GAP + 1.02), ylim=(size + 0.02, -0.02), aspect="equal")
-    axes.set_yticks(np.arange(size) + 0.5, languages)
-    axes.set_xlabel("passage language", color=_MUTED)
-    axes.set_ylabel("query language", color=_MUTED)
+    width = max(1.0, size / _WRITTEN)  # of the column apart, in cells
+    begin = size + 0.35 * width
+    draw = _written if size <= _WRITTEN else _painted
+    draw(axes, values_LL, 0, 1, colours, norm, text)
+    draw(axes, apart_L[:, None], begin, width, colours, norm, text)
+    stairs = np.repeat(np.arange(size + 1), 2)
+    for x, y in ((stairs[1:], stairs[:-1]), (stairs[:-1], stairs[1:])):
+        axes.plot(x, y, color=_INK, linewidth=1.3 / width**0.5, clip_on=False)
+    margin = 0.02 * width
+    axes.set(xlim=(-margin, begin + width + margin), ylim=(size + margin, -margin), aspect="equal")
+
+    step = -(-size // (4 * _WRITTEN))  # what fits at the smallest legible size
+    shown = range(0, size, step)
+    places, names = [place + 0.5 for place in shown], [languages[place] for place in shown]
+    font = 10 if size <= _WRITTEN else min(12, 640 / len(places))
+    upright = size > _WRITTEN or max(map(len, languages)) > 4
+    axes.set_yticks(places, names, fontsize=font)
+    axes.set_xticks(
+        [*places, begin + width / 2], [*names, apart], fontsize=font, rotation=90 if upright else 0
+    )
+    axes.set_xlabel("passage language", color=_MUTED, fontsize=15 if size > _WRITTEN else 10)
+    axes.set_ylabel("query language", color=_MUTED, fontsize=15 if size > _WRITTEN else 10)
     axes.tick_params(length=0, colors=_INK)
     axes.spines[:].set_visible(False)
 
 
-def _ticks(languages: list[str], apart: str) -> tuple[list[float], list[str]]:
-    size = len(languages)
-    return [*(place + 0.5 for place in range(size)), size + _GAP + 0.5], [*languages, apart]
+def _written(
+    axes: Axes,
+    cells: NDArray[np.float64],
+    left: float,
+    _: float,
+    colours: Colormap,
+    norm: Normalize,
+    text: Callable[[float], str],
+) -> None:
+    """Every cell with its value."""
+    for (row, column), value in np.ndenumerate(cells):
+        known = not np.isnan(value)
+        colour = colours(norm(value)) if known else to_rgba(_VOID)
+        luminance = float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
+        axes.add_patch(
+            Rectangle((left + column, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5)
+        )
+        axes.text(
+            left + column + 0.5,
+            row + 0.5,
+            text(value) if known else "–",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if luminance < 0.55 else _INK if known else _MUTED,
+        )
 
 
-def _title(axes: Axes, title: str, figures: str) -> None:
-    axes.set_title(f"{title}\n", loc="left", color=_INK, fontsize=10.5, fontweight="bold")
+def _painted(
+    axes: Axes,
+    cells: NDArray[np.float64],
+    left: float,
+    width: float,
+    colours: Colormap,
+    norm: Normalize,
+    text: Callable[[float], str],
+) -> None:
+    """One image of all cells, and for a matrix the bar that says what its colours mean."""
+    rows, columns = cells.shape
+    mesh = axes.pcolormesh(
+        left + width * np.arange(columns + 1),
+        np.arange(rows + 1),
+        np.ma.masked_invalid(cells),
+        cmap=colours.with_extremes(bad=_VOID),
+        norm=norm,
+        edgecolors="white",
+        linewidth=0.5 * (rows <= 2 * _WRITTEN),
+    )
+    if columns > 1:
+        bar = axes.figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.5, aspect=45, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=3, colors=_INK, labelsize=12)
+        bar.ax.xaxis.set_major_formatter(lambda value, _: text(value))
+
+
+def _title(axes: Axes, title: str, figures: str, large: float) -> None:
+    axes.set_title(f"{title}\n", loc="left", color=_INK, fontsize=10.5 * large, fontweight="bold")
     axes.annotate(
         figures,
         (0, 1),
@@ -128,7 +178,7 @@ def _title(axes: Axes, title: str, figures: str) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         color=_INK,
-        fontsize=9.5,
+        fontsize=9.5 * large,
     )
 
 

@@ -42,7 +42,8 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
-        plots.heat_map(evaluation, folder / "language_pairs.png")
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    if evaluation:  # after the figures, which a picture that fails must not cost
+        plots.heat_map(evaluation, folder / "language_pairs.png")

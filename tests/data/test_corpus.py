@@ -540,6 +540,13 @@ def test_a_file_names_the_language_only_where_all_of_a_folder_do(tmp_path: Path)
         ParallelCorpus.load(tmp_path)
 
 
+def test_a_fingerprint_does_not_see_where_files_end(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_json_lines(tmp_path / "set" / "1.jsonl", ROWS[:2])
+    write_json_lines(tmp_path / "set" / "2.jsonl", ROWS[2:])
+    assert ParallelCorpus.load(tmp_path / "set").fingerprint == ParallelCorpus.from_rows(ROWS).fingerprint
+
+
 def test_files_of_one_stem_make_different_ids(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [{"query": "q", "passage": "p"}])
     write_json_lines(tmp_path / "a.jsonl", [{"query": "q", "passage": "p"}] * 2)

@@ -71,12 +71,15 @@ def test_context_follows_the_sentence(eval_set: EvalSet, data_dir: Path) -> None
     assert eval_set.passages[english + 1] in text
 
 
+QUESTION = {"id": "a", "question": "Second?", "answers": [{"answer_start": 5, "text": "Two"}]}
+
+
 def paragraph(**changes: object) -> dict[str, object]:
     return {
         "context": "One. Two.",
         "sentences": ["One.", "Two."],
         "sentence_breaks": [[0, 4], [5, 9]],
-        "qas": [{"id": "a", "question": "Second?", "answers": [{"answer_start": 5, "text": "Two"}]}],
+        "qas": [QUESTION],
     } | changes
 
 
@@ -98,7 +101,12 @@ def test_small_folder(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"qas": [{"id": "a", "question": "Gap?", "answers": [{"answer_start": 4}]}]}, "question a is in no"),
-        ({"qas": [{"id": "a", "question": "None?", "answers": []}]}, "layout"),
+        ({"qas": [{"id": "a", "question": "None?", "answers": []}]}, "question a has no answer"),
+        ({"qas": [QUESTION, QUESTION]}, "question a appears twice"),
+        ({"qas": [{**QUESTION, "answers": None}]}, "question a has no answer"),
+        ({"qas": [{**QUESTION, "answers": [{}]}]}, "layout"),
+        ({"qas": [{**QUESTION, "answers": 7}]}, "layout"),
+        ({"qas": [{"question": "No id?", "answers": []}]}, "layout"),
         ({"sentences": ["One. Two."]}, "1 sentences but 2 sentence_breaks"),
         ({"sentence_breaks": None}, "layout"),
     ],
@@ -112,6 +120,13 @@ def test_broken_paragraph_names_the_file(tmp_path: Path, changes: dict[str, obje
 def test_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     (write_folder(tmp_path) / "th.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"th\.json: not"):
+        lareqa.load(tmp_path)
+
+
+def test_a_question_twice_in_two_paragraphs_is_named(tmp_path: Path) -> None:
+    document = {"data": [{"paragraphs": [paragraph()]}, {"paragraphs": [paragraph()]}]}
+    (write_folder(tmp_path) / "zh.json").write_text(json.dumps(document), encoding="utf-8-sig")
+    with pytest.raises(ValueError, match=r"zh\.json: question a appears twice"):
         lareqa.load(tmp_path)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hybridfast.evaluation import plots
+from hybridfast.evaluation import plots, results
 from hybridfast.evaluation.metrics import Evaluation
 
 NAN = float("nan")
@@ -20,8 +22,8 @@ def make_evaluation(languages: list[str], mean_average_precision: float = 0.25) 
     return Evaluation(
         name="made up",
         languages=languages,
-        pairs={"mAP": square, "R@1": square},
-        multilingual={"mAP": line, "R@10": line},
+        pairs={"mAP": square, "R@1": square, "R@10": square},
+        multilingual={"mAP": line, "R@1": line, "R@10": line},
         rank_distance=np.full(size, 30.04),
         median_rank=np.full((size, size), 2.5),
     )
@@ -65,3 +67,33 @@ def test_failed_heat_map_leaves_the_older_picture(tmp_path: Path, monkeypatch: p
         plots.heat_map(make_evaluation(["en"]), path)
     assert path.read_bytes() == b"an older picture"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [25, 200])
+def test_a_heat_map_of_many_languages_is_bounded(tmp_path: Path, size: int) -> None:
+    evaluation = make_evaluation([f"l{i:03d}" for i in range(size)])
+    evaluation.pairs["mAP"][3, 4:] = NAN
+    begin = time.process_time()
+    plots.heat_map(evaluation, tmp_path / "map.png")
+    assert time.process_time() - begin < 5
+    width, height = struct.unpack(">II", (tmp_path / "map.png").read_bytes()[16:24])
+    assert width * height < 8_000_000  # 32 MB while it is drawn
+
+
+def test_many_languages_show_their_values_too(tmp_path: Path) -> None:
+    evaluation = make_evaluation([f"l{i:03d}" for i in range(60)])
+    plots.heat_map(evaluation, tmp_path / "a")
+    evaluation.pairs["mAP"][59, 0] = 0.75
+    plots.heat_map(evaluation, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+def test_a_failed_picture_leaves_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(plots, "heat_map", refuse)
+    with pytest.raises(MemoryError):
+        results.write(tmp_path, make_evaluation(["de", "en"]), {"config": {}})
+    written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert written["evaluation"]["summary"]["mAP mono"] == 0.25
