@@ -65,24 +65,21 @@ def encode(
     """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is."""
     from sentence_transformers.util import batch_to_device
 
+    if not texts:
+        raise ValueError("texts must hold at least one text")
     model.eval()
     prompt = prompt_of(model, task)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # texts of like length: less padding
-    out: Tensor | None = None
+    parts: list[Tensor] = []
     with (
         torch.inference_mode(),
         tqdm(total=len(texts), desc=task, unit=" texts", disable=not progress) as bar,
     ):
         for rows in np.split(order, range(batch_size, len(texts), batch_size)):
             features = model.preprocess([texts[row] for row in rows], prompt=prompt, task=task)
-            embeddings = embed(model, task, batch_to_device(features, model.device)).float()
-            if out is None:
-                out = embeddings.new_empty((len(texts), embeddings.shape[1]))
-            out[torch.from_numpy(rows).to(out.device)] = embeddings
+            parts.append(embed(model, task, batch_to_device(features, model.device)).float())
             bar.update(len(rows))
-    if out is None:
-        raise ValueError("texts must hold at least one text")
-    return out
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(model.device)]
 
 
 # --- token ids ---------------------------------------------------------------------------------------------
@@ -221,7 +218,10 @@ class Side:
         """
         self.model.eval()
         encoder = self.model.encode_query if self.task == "query" else self.model.encode_document
-        wanted = torch.as_tensor(encoder(self.samples, batch_size=len(self.samples))).float()
+        try:
+            wanted = torch.as_tensor(encoder(self.samples, batch_size=len(self.samples))).float()
+        except Exception as error:  # whatever is wrong with a model: its own encode fails
+            raise ValueError(f"{self._name} cannot encode: {type(error).__name__}: {error}") from error
         ids_T, lengths_B = self.ids(self.samples)
         offsets_B = torch.from_numpy(np.cumsum(lengths_B) - lengths_B)
         with torch.inference_mode():
@@ -244,7 +244,7 @@ def tokenize(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> TokenizedCorpus:
-    """A corpus as the ids that the model itself makes of its texts; else as `hybridfast.data.tokens.tokenize`.
+    """A corpus as the ids that the model makes of its texts; else as `hybridfast.data.tokens.tokenize`.
 
     Raises:
         ValueError: what the model would be trained on is not what it encodes, as a few texts show.

@@ -22,7 +22,7 @@ __all__ = ["encode", "evaluate"]
 def evaluate(
     model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
 ) -> Evaluation:
-    """Encode an evaluation set, each side under the model's own prompt, and rank by the model's similarity."""
+    """Encode an evaluation set, each side under the model's own prompt, and rank by its similarity."""
     queries, passages = encode(
         model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
     )

@@ -22,7 +22,7 @@ __all__ = ["save_model", "save_results"]
 
 
 def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
-    """The model and its settings, all of it in ``folder`` or none. The model keeps the dtype it is saved in."""
+    """The model and its settings, all of it in ``folder`` or none; the model keeps its new dtype."""
     model.to(dtype=getattr(torch, config.save_dtype))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as unfinished:

@@ -35,8 +35,11 @@ from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.encoder import embedding, loading
 
+FOLDER: str | None = None  # where models are written
+
 # Queries of 3 to 60 words, passages of 1 to 12: with padding, and some beyond a limit of 40 tokens.
-WORDS = "sun moon tree river stone bread wine salt glass iron wood rain snow wind fire gold".split()
+WORDS = ["sun", "moon", "tree", "river", "stone", "bread", "wine", "salt"]
+WORDS += ["glass", "iron", "wood", "rain", "snow", "wind", "fire", "gold"]
 ROWS = [
     {
         "id": str(i),
@@ -61,10 +64,26 @@ def tokenizer(style: str = "bert", **options: Any) -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     pattern = {"bert": "<s> $A </s>", "typed": "<s>:2 $A:2 </s>:2", "end": "$A </s>", "none": "$A"}[style]
-    raw.post_processor = processors.TemplateProcessing(single=pattern, special_tokens=[("<s>", 2), ("</s>", 3)])
+    raw.post_processor = processors.TemplateProcessing(
+        single=pattern, special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if style == "typed" else [])]
     settings = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, model_max_length=40, **{k: v for k, v in {**settings, **options}.items() if v}
+        tokenizer_object=raw, model_max_length=40, model_input_names=names, **settings, **options
+    )
+
+
+def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """Single bytes and an end, as the decoders' tokenizers fall back to; no special token is added."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, "<end>", "<pad>"])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<end>",
+        model_max_length=120,
+        **{k: v for k, v in options.items() if v},
     )
 
 
@@ -94,8 +113,8 @@ def sentence(
 
 
 def decoder(side: str, pad: str | None = "<pad>", family: str = "Qwen2", **options: Any) -> str:
-    words = tokenizer("end", padding_side=side, pad_token=pad, **options)
-    return transformer(family, words, **SIZE, num_key_value_heads=2)
+    letters = byte_tokenizer(padding_side=side, pad_token=pad, **options)
+    return transformer(family, letters, **SIZE, num_key_value_heads=2)
 
 
 def static() -> SentenceTransformer:
@@ -106,7 +125,7 @@ def static() -> SentenceTransformer:
 
 def router() -> SentenceTransformer:
     """Queries by a BERT with a tokenizer and a limit of its own, documents by an XLM-R."""
-    query, document = transformer("Bert", **SIZE), transformer("XLMRoberta", tokenizer("typed"), **SIZE)
+    query, document = transformer("Bert", **SIZE), transformer("XLMRoberta", **SIZE)
     routes = Router.for_query_document(
         [Transformer(query, max_seq_length=9), Pooling(32)], [Transformer(document), Pooling(32, "cls")]
     )
@@ -124,7 +143,8 @@ def static_queries() -> SentenceTransformer:
 
 def words_lstm() -> SentenceTransformer:
     torch.manual_seed(0)
-    words = WordEmbeddings(WhitespaceTokenizer(vocab=[*WORDS, "who", "sells"]), np.random.rand(18, 16))
+    vectors = np.random.default_rng(0).random((18, 16))
+    words = WordEmbeddings(WhitespaceTokenizer(vocab=[*WORDS, "who", "sells"]), vectors)
     return SentenceTransformer(modules=[words, LSTM(16, 16), Pooling(32)], device="cpu")
 
 
@@ -174,12 +194,17 @@ KINDS: dict[str, Callable[[], SentenceTransformer]] = {
     "T5 encoder": lambda: sentence(transformer("T5", tokenizer("end"), "EncoderModel", **T5)),
     "Qwen2, padded right, last token": lambda: sentence(decoder("right"), pooling="lasttoken"),
     "Qwen2, padded left, last token": lambda: sentence(decoder("left"), pooling="lasttoken"),
-    "Qwen2, the end pads": lambda: sentence(decoder("left", "</s>"), pooling="lasttoken"),
+    "Qwen2, the end pads": lambda: sentence(decoder("left", "<end>"), pooling="lasttoken"),
     "Qwen2, chat template": lambda: sentence(decoder("left", chat_template=CHAT), pooling="lasttoken"),
-    "Qwen3, padded left, last token": lambda: sentence(
-        decoder("left", family="Qwen3"), pooling="lasttoken"
-    ),
+    "Qwen3, padded left, last token": lambda: sentence(decoder("left", family="Qwen3"), pooling="lasttoken"),
     "Gemma3, mean": lambda: sentence(transformer("Gemma3Text", tokenizer("bert"), "Model", **GEMMA)),
+    "Qwen3, no token for padding": lambda: sentence(
+        decoder("left", None, family="Qwen3"), pooling="lasttoken"
+    ),
+    "GPT-2, padded left, last token": lambda: sentence(
+        transformer("GPT2", tokenizer("none", padding_side="left"), n_embd=32, n_layer=2, n_head=4),
+        pooling="lasttoken",
+    ),
     "GPT-2, padded right, weighted mean": lambda: sentence(
         transformer("GPT2", tokenizer("none"), n_embd=32, n_layer=2, n_head=4), pooling="weightedmean"
     ),
@@ -206,8 +231,10 @@ def difference(model: SentenceTransformer, cache_dir: Path) -> float:
     with HybridSampler(tokens, batch_size=8, alpha=0.5, negatives=1, layout="flat") as sampler:
         for batch in sampler.epoch(0):
             groups = [ids[group] for group in batch.groups.tolist()]
-            asked = [texts[g, languages[at]] for g, at in zip(groups, batch.query_languages.tolist(), strict=True)]
-            told = [texts[g, languages[at]] for g, at in zip(groups, batch.passage_languages.tolist(), strict=True)]
+            asked, told = (
+                [texts[group, languages[at]] for group, at in zip(groups, side.tolist(), strict=True)]
+                for side in (batch.query_languages, batch.passage_languages)
+            )
             wanted = [
                 model.encode_query([row["query"] for row in asked]),
                 model.encode_document([row["passage"] for row in told]),
@@ -221,8 +248,6 @@ def difference(model: SentenceTransformer, cache_dir: Path) -> float:
                 largest = max(largest, float(apart.max()))
     return largest
 
-
-FOLDER: str | None = None  # where models are written
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as FOLDER:

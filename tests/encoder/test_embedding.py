@@ -1,92 +1,128 @@
-"""The encoder: built, loaded, fed with token ids. What training feeds must be what ``encode`` computes."""
+"""What training feeds is what ``encode`` computes, for every kind of model; or the model is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encoder import model_kinds
+from encoder.model_kinds import KINDS, ROWS, WORDS
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW, Dense
 
 from hybridfast.data.corpus import ParallelCorpus
-from hybridfast.data.tokens import TokenizedCorpus
-from hybridfast.encoder import loading
-from hybridfast.evaluation.encode import encode
+from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.embedding import Side
 
-TEXTS = ["the red fox", "ein roter Fuchs", "ทะเลสีฟ้า", "a blue sea", "the sea the sea"]
-ROWS = [
-    {"id": str(i), "lang": "en", "query": query, "passage": passage}
-    for i, (query, passage) in enumerate(zip(TEXTS, TEXTS[::-1], strict=True))
-]
+pytestmark = pytest.mark.filterwarnings("default")  # of models that are made up
 
 
-def texts_of(tokens: TokenizedCorpus, side: int) -> list[np.ndarray]:
-    """Queries (0) or passages (1) of all versions."""
-    return [tokens.text(int(first) + side) for first in tokens.version_indptr[:-1]]
+@pytest.fixture(autouse=True)
+def _models_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_kinds, "FOLDER", str(tmp_path))
 
 
-def test_static_training_features_embed_like_encode(tmp_path: Path) -> None:
-    model = loading.build_static(loading.train_tokenizer(TEXTS, 60), 16)
-    loading.set_prompts(model, "Query: ", "Passage: ")
-    tokens = ParallelCorpus.from_rows(ROWS).tokenize(model.tokenizer, cache_dir=tmp_path, progress=False)
-    batches = [
-        {
-            "input_ids": torch.from_numpy(np.concatenate(rows)).long(),
-            "offsets": torch.tensor([0, *map(len, rows)]).cumsum(0)[:-1],
-        }
-        for rows in (texts_of(tokens, 0), texts_of(tokens, 1))
-    ]
-    expected = [model.encode_query(TEXTS), model.encode_document(TEXTS[::-1])]
-    for got, wanted in zip(encoder.embed(model, *batches), expected, strict=True):
-        torch.testing.assert_close(got.detach(), torch.from_numpy(wanted))
-    assert loading.is_static(model)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_embeds_like_encode(kind: str, tmp_path: Path) -> None:
+    assert model_kinds.difference(KINDS[kind](), tmp_path / "cache") < 1e-5
 
 
-def test_transformer_training_features_embed_like_encode(tiny_xlm_r: Path, tmp_path: Path) -> None:
-    model = loading.load(str(tiny_xlm_r), device="cpu")
-    loading.set_prompts(model, "Query: ", "Passage: ")
-    tokens = ParallelCorpus.from_rows(ROWS).tokenize(
-        model.tokenizer, max_query_length=40, max_passage_length=40, cache_dir=tmp_path, progress=False
+@pytest.mark.parametrize("kind", ["BERT, prompt not pooled", "Qwen2, padded left, last token", "static"])
+def test_evaluation_embeds_like_encode(kind: str) -> None:
+    model = KINDS[kind]()
+    loading.set_prompts(model, "Query : ", "")
+    texts = [row["query"] for row in ROWS]
+    got = embedding.encode(model, "query", texts, batch_size=5)
+    torch.testing.assert_close(got, torch.from_numpy(model.encode_query(texts, batch_size=5)))
+    with pytest.raises(ValueError, match="texts must hold at least one text"):
+        embedding.encode(model, "query", [], batch_size=5)
+
+
+def test_ids_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in batches sorted by length: here two texts at a time."""
+    side = Side(KINDS["Qwen2, padded left, last token"](), "query", ["sun"])
+    texts = [row["query"] for row in ROWS]
+    wanted = [side.ids([text])[0] for text in texts]
+    monkeypatch.setattr(embedding, "CHUNK", 2)
+    ids_T, lengths_B = side.ids(texts)
+    for got, own in zip(np.split(ids_T, np.cumsum(lengths_B)[:-1]), wanted, strict=True):
+        np.testing.assert_array_equal(got, own)
+
+
+def refusal(model: SentenceTransformer, rows: list[dict[str, Any]] = ROWS) -> str:
+    with pytest.raises(ValueError) as error:
+        embedding.tokenize(model, ParallelCorpus.from_rows(rows), progress=False)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_model_without_token_ids_is_refused() -> None:
+    model = SentenceTransformer(modules=[BoW(WORDS), Dense(len(WORDS), 8)], device="cpu")
+    assert refusal(model) == (
+        "the model's BoW, for a query, reads no token ids with a mask or offsets, but sentence_embedding"
     )
-    rows = [torch.tensor(row).long() for row in texts_of(tokens, 0)]
-    features = {
-        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokens.pad_id),
-        "attention_mask": torch.nn.utils.rnn.pad_sequence(
-            [torch.ones_like(row) for row in rows], batch_first=True
-        ),
-    }
-    assert features["attention_mask"].sum() < features["attention_mask"].numel()  # there is padding to ignore
-    expected = torch.from_numpy(model.encode_query(TEXTS))
-    with torch.no_grad():
-        torch.testing.assert_close(encoder.embed(model, features)[0], expected, rtol=1e-4, atol=1e-5)
-    assert not loading.is_static(model)
 
 
-def test_prompts_are_saved_and_own_ones_kept(tmp_path: Path) -> None:
-    model = loading.build_static(loading.train_tokenizer(TEXTS, 60), 16)
-    loading.set_prompts(model, "Frage: ", None)
-    before = model.prompts.get("document")
-    model.save(str(tmp_path))
-    loaded = loading.load(str(tmp_path))
-    assert loaded.prompts["query"] == "Frage: "
-    assert loaded.prompts.get("document") == before
-    queries, passages = encode(loaded, TEXTS, TEXTS, batch_size=2, progress=False)
-    np.testing.assert_array_equal(queries.numpy(), model.encode(["Frage: " + text for text in TEXTS]))
-    assert not torch.equal(queries, passages)
-    assert passages.dtype == torch.float32
+def test_features_that_ids_do_not_tell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = KINDS["BERT, mean"]()
+    own = model.preprocess
+    extra = {"bbox": torch.zeros(6, 1)}
+    monkeypatch.setattr(model, "preprocess", lambda *a, **k: {**own(*a, **k), **extra})
+    assert "also reads bbox, which token ids do not tell" in refusal(model)
 
 
-def test_seeded_weights_repeat() -> None:
-    tokenizer = loading.train_tokenizer(TEXTS, 60)
-    embeddings = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        embeddings.append(loading.build_static(tokenizer, 16).encode(TEXTS))
-    np.testing.assert_array_equal(embeddings[0], embeddings[1])
-    assert not np.array_equal(embeddings[0], embeddings[2])
+def test_token_types_that_vary_within_a_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = KINDS["BERT, token type 2"]()
+    own = model.preprocess
+
+    def varied(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        features = own(*arguments, **options)
+        features["token_type_ids"][:, 0] = 1
+        return features
+
+    monkeypatch.setattr(model, "preprocess", varied)
+    assert "gives a text's tokens several token types" in refusal(model)
 
 
-@pytest.mark.parametrize("name", ["./missing", "/missing/model", "~/missing-model", "a/b/c"])
-def test_a_missing_folder_is_named(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{name}: no such model folder"):
-        loading.load(name)
+def test_a_model_that_embeds_ids_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason: here, the first token is lost on the way."""
+    own = Side.features
+
+    def first_lost(self: Side, input_ids: torch.Tensor, *others: Any) -> dict[str, Any]:
+        return own(self, input_ids.index_fill(0, torch.tensor([0]), 0), *others)
+
+    monkeypatch.setattr(Side, "features", first_lost)
+    assert "embeds token ids unlike texts, by" in refusal(KINDS["BERT, CLS"]())
+
+
+def test_a_model_that_cannot_encode_is_refused() -> None:
+    """Qwen2's tokenizer pads by a token of its own, for which this model has no embedding."""
+    model = model_kinds.sentence(model_kinds.decoder("left", None), pooling="lasttoken")
+    assert "cannot encode: IndexError: index out of range" in refusal(model)
+
+
+def test_the_cache_tells_models_apart(tmp_path: Path) -> None:
+    """Everything that shapes ids is part of its key: the same words, read in ten ways."""
+    corpus = ParallelCorpus.from_rows(ROWS)
+    kinds = [
+        "BERT, mean",
+        "BERT, query_length 5",
+        "BERT, no special tokens",
+        "BERT, cut on the left",
+        "Qwen2, the end pads",
+        "Qwen2, chat template",
+        "Router, two encoders",
+        "static",
+    ]
+    models = [KINDS[kind]() for kind in kinds]
+    models.append(model_kinds.with_prompts(KINDS["BERT, mean"](), "Query : ", ""))
+    models.append(model_kinds.with_prompts(KINDS["BERT, mean"](), "", "Passage : "))
+    made = [embedding.tokenize(model, corpus, cache_dir=tmp_path, progress=False) for model in models]
+    assert len({tokens.fingerprint for tokens in made}) == len(made)
+    again = embedding.tokenize(KINDS["BERT, mean"](), corpus, cache_dir=tmp_path, progress=False)
+    assert again.fingerprint == made[0].fingerprint
+    with pytest.raises(ValueError, match=r"makes other token ids than .* holds"):
+        embedding.sides(models[0], made[1])
