@@ -102,7 +102,10 @@ class Side:
         self.model, self.task = model, task
         self.prompt = prompt_of(model, task)
         self.samples = [*samples, "a"]  # and a short one, so that there is padding to see
-        features = self._preprocess(self.samples)
+        try:
+            features = self._preprocess(self.samples)
+        except Exception as error:  # whatever is wrong with a model: its own encode would fail
+            raise ValueError(f"{self._name} cannot read texts: {type(error).__name__}: {error}") from error
         self.flat = "offsets" in features
         self.left, self.pad_id = False, 0
         self.token_type: int | None = None
@@ -220,7 +223,7 @@ class Side:
         encoder = self.model.encode_query if self.task == "query" else self.model.encode_document
         try:
             wanted = torch.as_tensor(encoder(self.samples, batch_size=len(self.samples))).float()
-        except Exception as error:  # whatever is wrong with a model: its own encode fails
+        except Exception as error:
             raise ValueError(f"{self._name} cannot encode: {type(error).__name__}: {error}") from error
         ids_T, lengths_B = self.ids(self.samples)
         offsets_B = torch.from_numpy(np.cumsum(lengths_B) - lengths_B)

@@ -124,13 +124,18 @@ def load(
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).expanduser().is_dir():
         raise FileNotFoundError(f"{name_or_path}: no such model folder")
-    return SentenceTransformer(
+    model = SentenceTransformer(
         str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
         device=device,
         revision=revision,
         trust_remote_code=trust_remote_code,
         model_kwargs=model_kwargs,
     )
+    for module in model.modules():
+        tokenizer = getattr(module, "tokenizer", None)
+        if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token  # as Llama's wants; the mask hides what pads
+    return model
 
 
 def check_device(name: str | None) -> None:

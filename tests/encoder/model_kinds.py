@@ -198,8 +198,8 @@ KINDS: dict[str, Callable[[], SentenceTransformer]] = {
     "Qwen2, chat template": lambda: sentence(decoder("left", chat_template=CHAT), pooling="lasttoken"),
     "Qwen3, padded left, last token": lambda: sentence(decoder("left", family="Qwen3"), pooling="lasttoken"),
     "Gemma3, mean": lambda: sentence(transformer("Gemma3Text", tokenizer("bert"), "Model", **GEMMA)),
-    "Qwen3, no token for padding": lambda: sentence(
-        decoder("left", None, family="Qwen3"), pooling="lasttoken"
+    "Qwen3, no token for padding, mean": lambda: loading.load(
+        decoder("left", None, family="Qwen3"), device="cpu"
     ),
     "GPT-2, padded left, last token": lambda: sentence(
         transformer("GPT2", tokenizer("none", padding_side="left"), n_embd=32, n_layer=2, n_head=4),

@@ -102,6 +102,8 @@ def test_a_model_that_cannot_encode_is_refused() -> None:
     """Qwen2's tokenizer pads by a token of its own, for which this model has no embedding."""
     model = model_kinds.sentence(model_kinds.decoder("left", None), pooling="lasttoken")
     assert "cannot encode: IndexError: index out of range" in refusal(model)
+    model = model_kinds.sentence(model_kinds.decoder("left", None, family="Qwen3"))
+    assert "cannot read texts: ValueError: Asking to pad" in refusal(model)
 
 
 def test_the_cache_tells_models_apart(tmp_path: Path) -> None:
