@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ def version(row: Any, language: str | None, place: str, *, id_needed: bool) -> V
         language_tag(lang),
         _column(row, "anchor" if anchored else "query"),
         _column(row, "positive" if anchored else "passage"),
-        [_text(value, name) for name, value in _negatives(row) if not _is_missing(value)],
+        _negatives(row),
         None if _is_missing(source) else _text(source, "source"),
     )
 
@@ -122,14 +122,18 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _negatives(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _negatives(row: Mapping[str, Any]) -> list[str]:
     """Of ``negatives`` (a list), ``negative`` and ``negative_1, negative_2, ...``, in this order."""
     listed = row.get("negatives")
+    found: list[str] = []
     if isinstance(listed, (list, tuple, np.ndarray)):
-        yield from (("negatives", value) for value in listed)
+        found += [_text(value, "negatives") for value in listed if not _is_missing(value)]
     elif not _is_missing(listed):
         raise ValueError(f"negatives must be a list of texts, got {listed!r}")
-    yield from ((name, row[name]) for name in _negative_columns(tuple(row)))
+    for name in _negative_columns(tuple(row)):
+        if not _is_missing(row[name]):
+            found.append(_text(row[name], name))
+    return found
 
 
 @lru_cache(4096)

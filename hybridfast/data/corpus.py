@@ -262,10 +262,11 @@ def _assemble(files: list[File], name: str, language: str | None) -> ParallelCor
         first_row_of_file.append(len(lines))
         batches: list[pa.RecordBatch] = []
         pending: list[Version] = []
+        name_of_file, id_needed = file.path.name, language is None
         for line, row in file.rows:
             try:
-                place = f"{file.path.name}:{line}"
-                pending.append(version(row, file.language, place, id_needed=language is None))
+                place = f"{name_of_file}:{line}"
+                pending.append(version(row, file.language, place, id_needed=id_needed))
             except ValueError as error:
                 raise ValueError(f"{file.at(line)}: {error}") from None
             lines.append(line)
