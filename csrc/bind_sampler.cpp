@@ -91,8 +91,7 @@ CorpusOfArrays make_corpus(
     corpus.version_indptr = pointer(version_indptr);
     corpus.text_indptr = pointer(text_indptr);
     corpus.texts = text_indptr->size() - 1;
-    if (negative_hash_H)
-      check_size("negative_hash_H", negative_hash_H->size(), corpus.texts - 2 * py::ssize_t{versions});
+    if (negative_hash_H) check_size("negative_hash_H", negative_hash_H->size(), corpus.negatives());
     corpus.negative_hash_H = pointer(negative_hash_H);
     corpus.token_ids = pointer(token_ids);
     corpus.tokens = token_ids->size();

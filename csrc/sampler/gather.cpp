@@ -126,7 +126,10 @@ void Gatherer::choose_negatives(Batch& out) {
     // Two texts of every version up to this one are no negatives.
     const std::int64_t before = 2 * (std::int64_t{plan_.existing_version(row.group, row.passage)} + 1);
     for (std::int64_t text = first; text < located_.passage_ends[i]; ++text) {
-      const std::uint64_t known = compare ? passages_[corpus.negative_hash_H[text - before]] : 0;
+      if (compare && (text < before || text - before >= corpus.negatives()))
+        throw std::runtime_error("version_indptr: version " + std::to_string(before / 2 - 1) +
+                                 " has texts that are no hard negatives");
+      const std::uint64_t known = compare ? passages_.find(corpus.negative_hash_H[text - before]) : 0;
       if (known != kSeveral) candidates_.emplace_back(text, static_cast<std::int64_t>(known) - 1);
     }
     auto left = static_cast<std::uint32_t>(candidates_.size());

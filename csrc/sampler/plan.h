@@ -67,7 +67,9 @@ struct Corpus {
   const std::int32_t* token_ids = nullptr;
   std::int64_t texts = 0, tokens = 0;
   std::int64_t pad_id = 0;
-  std::vector<File> files;  // that the arrays map
+
+  std::int64_t negatives() const { return texts - 2 * std::int64_t{versions}; }  // hard ones, of all versions
+  std::vector<File> files;                                                       // that the arrays map
 };
 
 enum class Cross { kMixed, kPaired, kSame };

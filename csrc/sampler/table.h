@@ -18,19 +18,27 @@ class Table {
     value_of_zero_ = 0;
   }
   void prefetch(std::uint64_t key) const { __builtin_prefetch(&slots_[key & mask_], 1); }
+  // The key's number, to change; enters the key.
   std::uint64_t& operator[](std::uint64_t key) {
     if (key == 0) return value_of_zero_;
-    std::uint64_t at = key & mask_;
-    while (slots_[at].key != key && slots_[at].key != 0) at = (at + 1) & mask_;
-    slots_[at].key = key;
-    return slots_[at].value;
+    Slot& slot = slots_[place(key)];
+    slot.key = key;
+    return slot.value;
   }
+  // The key's number, or 0 for one that was never entered.
+  std::uint64_t find(std::uint64_t key) const { return key == 0 ? value_of_zero_ : slots_[place(key)].value; }
 
  private:
   // Open addressing; key 0 marks a free slot, so its own value lives beside them.
   struct Slot {
     std::uint64_t key, value;
   };
+  // Where the key is, or the free slot that it would take; more keys than there is room for never end.
+  std::size_t place(std::uint64_t key) const {
+    std::size_t at = key & mask_;
+    while (slots_[at].key != key && slots_[at].key != 0) at = (at + 1) & mask_;
+    return at;
+  }
   std::vector<Slot> slots_;
   std::uint64_t mask_ = 0;
   std::uint64_t value_of_zero_ = 0;

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hybridfast._core import Corpus, GatherOptions, Pipeline, PlanOptions, Sampler, Schedule
+from hybridfast.data.columns import language_tag
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
 MAX_LANGUAGES = 4096  # as csrc/sampler/plan.h has it
@@ -186,11 +187,12 @@ class HybridSampler:
             pad_id=tokens.pad_id,
             files=_files(arrays.values()),
         )
+        by_language = {_spelled(name, self.languages): w for name, w in (language_weights or {}).items()}
         named = {
             **self._options,
             "languages": [tokens.languages.index(language) for language in self.languages],
             "language_names": self.languages,
-            "language_weights": _weights("language_weights", language_weights or {}, self.languages),
+            "language_weights": _weights("language_weights", by_language, self.languages),
             "source_names": self.sources,
             "source_weights": weights,
             "batches_per_epoch": batches_per_epoch or 0 if batches is None else len(batches),
@@ -386,13 +388,19 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[str]:
-    chosen = list(tokens.languages if languages is None else languages)
+    given = tokens.languages if languages is None else languages
+    chosen = [_spelled(name, tokens.languages) for name in given]
     unknown = [language for language in chosen if language not in tokens.languages]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"languages must be different ones of {tokens.languages}, got {chosen}")
     if len(chosen) > MAX_LANGUAGES:
         raise ValueError(f"languages must be at most {MAX_LANGUAGES} in one sampler, got {len(chosen)}")
     return chosen
+
+
+def _spelled(name: str, languages: list[str]) -> str:
+    """A language as the corpus spells it, if it has it."""
+    return name if name in languages else language_tag(name)
 
 
 def _weights(name: str, weights: str | Mapping[str, float], keys: list[str]) -> list[float]:

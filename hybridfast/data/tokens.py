@@ -65,7 +65,8 @@ class TokenizerIds:
         self.plain = isinstance(tokenizer, Tokenizer)
         if self.plain:
             tokenizer = Tokenizer.from_str(tokenizer.to_str())
-            tokenizer.no_padding()  # a state that use leaves behind; padding is no token
+            tokenizer.no_padding()  # states that use leaves behind
+            tokenizer.no_truncation()
         self.tokenizer = tokenizer
 
     @property

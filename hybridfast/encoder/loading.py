@@ -132,7 +132,7 @@ def load(
         model_kwargs=model_kwargs,
     )
     for module in model.modules():
-        tokenizer = getattr(module, "tokenizer", None)
+        tokenizer: Any = getattr(module, "tokenizer", None)
         if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token  # as Llama's wants; the mask hides what pads
     return model

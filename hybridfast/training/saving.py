@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import asdict
@@ -43,4 +44,5 @@ def save_results(
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """What repeats this one run."""
-    return {**asdict(config), "output_dir": None, "compare": False, "num_seeds": 1}
+    own = {**asdict(config), "output_dir": None, "compare": False, "num_seeds": 1}
+    return own | {"model_kwargs": json.dumps(own["model_kwargs"]) if own["model_kwargs"] else None}

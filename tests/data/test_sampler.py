@@ -34,6 +34,9 @@ class Tokens:
     version_GL: np.ndarray
     source_G: np.ndarray
     passage_hash_V: np.ndarray | None
+    query_hash_V: np.ndarray | None = None
+    item_G: np.ndarray | None = None
+    negative_hash_H: np.ndarray | None = None
     pad_id: int = 0
     fingerprint: str = "synthetic"
 
@@ -62,6 +65,23 @@ def make_tokens(groups=1000, languages=3, sources=1, missing=0.0, negatives=0, c
         source_G=source_G,
         passage_hash_V=hash_GL[group_V // copies, language_V],
     )
+
+
+def with_query_hashes(tokens, copies):
+    """So many groups to a query."""
+    group_V, language_V = np.nonzero(tokens.version_GL >= 0)
+    hash_GL = np.random.default_rng(1).integers(0, 2**64, tokens.version_GL.shape, dtype=np.uint64)
+    return replace(tokens, query_hash_V=hash_GL[group_V // copies, language_V])
+
+
+def with_negative_hashes(tokens, share=0.5):
+    """A share of the hard negatives are passages of some version."""
+    rng = np.random.default_rng(2)
+    count = len(tokens.text_indptr) - 1 - 2 * (len(tokens.version_indptr) - 1)
+    hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
+    copied = rng.random(count) < share
+    hashes[copied] = rng.choice(tokens.passage_hash_V, copied.sum())
+    return replace(tokens, negative_hash_H=hashes)
 
 
 def arrays_of(batch: Batch) -> dict[str, np.ndarray]:
@@ -161,6 +181,117 @@ def test_repeated_rows_are_flagged_and_masked(cross, sources, dedup):
             assert (batch.mask_groups[met] == batch.mask_groups[i]).all()
             assert met or batch.mask_groups[i] in groups[: i + 1]
             seen.update((key, i) for key in row if key not in seen)
+
+
+@pytest.mark.parametrize("cross", ["mixed", "same"])
+@pytest.mark.parametrize("dedup", ["group", "text"])
+def test_groups_of_one_item_are_one_to_a_batch(cross, dedup):
+    """Three passages answer each question, as three groups: mostly they part, else the mask unites them."""
+    tokens = make_tokens(groups=900, missing=0.2)
+    tokens.item_G = (np.arange(900) % 300).astype(np.int32)
+    sampler = HybridSampler(tokens, 128, cross=cross, dedup=dedup, alpha=0.5)
+    flagged = 0
+    for batch in sampler.epoch(0):
+        items = tokens.item_G[batch.groups.numpy()]
+        first = {}
+        for row, item in enumerate(items.tolist()):
+            repeats = item in first
+            assert batch.flagged[row] == repeats
+            assert batch.mask_groups[row] == (batch.mask_groups[first[item]] if repeats else item)
+            first.setdefault(item, row)
+        flagged += int(batch.flagged.sum())
+    assert 0 < flagged < 0.02 * 128 * len(sampler)  # a blind draw of 128 of 900 has 16 % repeats
+
+
+def test_no_item_array_and_one_of_every_group_are_the_same():
+    tokens = make_tokens(groups=300)
+    alone = replace(tokens, item_G=np.arange(300, dtype=np.int32))
+    for left, right in zip(
+        HybridSampler(tokens, 64).epoch(0), HybridSampler(alone, 64).epoch(0), strict=True
+    ):
+        assert_equal_batches(left, right)
+
+
+@pytest.mark.parametrize("copies", [2, 300])
+def test_equal_queries_are_no_negatives_of_each_other(copies):
+    """Of 900 groups two, or a third of all, ask the same; 300 in a batch of 128 cannot part."""
+    tokens = with_query_hashes(make_tokens(groups=900), copies)
+    for batch in HybridSampler(tokens, 128, dedup="text", alpha=0.5).epoch(0):
+        versions = tokens.version_GL[batch.groups.numpy(), batch.query_languages.numpy()]
+        asked = tokens.query_hash_V[versions]
+        answers = tokens.version_GL[batch.groups.numpy(), batch.passage_languages.numpy()]
+        told = tokens.passage_hash_V[answers]
+        masks = batch.mask_groups.numpy()
+        equal = (asked[:, None] == asked) | (told[:, None] == told)
+        np.testing.assert_array_equal(masks[:, None] == masks, closure(equal))
+        if copies == 2:
+            assert batch.flagged.sum() <= 1
+
+
+def closure(related):
+    """Who is related through others."""
+    while True:
+        further = (related @ related.astype(int)) > 0
+        if (further == related).all():
+            return related
+        related = further
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("dedup", ["group", "text", None])
+def test_hard_negatives_that_are_passages_of_the_batch_are_masked(dedup, world_size):
+    """By their text, over the global batch. Three groups have a passage: its rows may be masked apart."""
+    tokens = with_negative_hashes(make_tokens(groups=300, negatives=3, copies=3))
+    samplers = [
+        HybridSampler(tokens, 128, dedup=dedup, negatives=4, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    masked = left_out = 0
+    for index in range(len(samplers[0])):
+        parts = [sampler[0, index] for sampler in samplers]
+        known = {}
+        for part in parts:
+            answers = tokens.version_GL[part.groups.numpy(), part.passage_languages.numpy()]
+            for text, mask in zip(
+                tokens.passage_hash_V[answers].tolist(), part.mask_groups.tolist(), strict=True
+            ):
+                known.setdefault(text, set()).add(mask)
+        for part in parts:
+            wanted = []
+            answers = tokens.version_GL[part.groups.numpy(), part.passage_languages.numpy()]
+            for row, version in enumerate(answers.tolist()):
+                first, last = tokens.version_indptr[version : version + 2] - 2 * version
+                for text in tokens.negative_hash_H[first : last - 2].tolist():
+                    masks = known.get(text, {-1})
+                    if len(masks) == 1:
+                        wanted.append((row, *masks))
+                    left_out += len(masks) > 1
+            got = zip(part.negative_rows.tolist(), part.negative_mask_groups.tolist(), strict=True)
+            assert list(got) == wanted
+            masked += sum(mask >= 0 for _, mask in wanted)
+    assert masked > 100
+    assert (left_out == 0) == (dedup == "text")
+
+
+def test_more_languages_than_a_byte_numbers():
+    """And the most of all: 4,096 are a plan's limit."""
+    tokens = make_tokens(groups=5, languages=300)
+    batch = HybridSampler(tokens, 4, alpha=0.0, batches_per_epoch=50)[0, 0]
+    assert_equal_batches(batch, HybridSampler(tokens, 4, alpha=0.0, batches_per_epoch=50, threads=0)[0, 0])
+    seen = {
+        language
+        for batch in HybridSampler(tokens, 4, alpha=0.5, batches_per_epoch=200).epoch(0)
+        for language in batch.query_languages.tolist()
+    }
+    assert max(seen) > 255
+    with pytest.raises(ValueError, match="languages must be at most 4096 in one sampler, got 5000"):
+        HybridSampler(make_tokens(groups=1, languages=5000), 1)
+
+
+def test_languages_are_found_as_they_are_spelled():
+    tokens = replace(make_tokens(), languages=["en", "zh-Hans", "de"])
+    sampler = HybridSampler(tokens, 64, languages=["EN ", "zh_hans"], language_weights={"EN": 2})
+    assert sampler.languages == ["en", "zh-Hans"]
 
 
 def test_deduplication_leaves_flags_only_where_it_must():

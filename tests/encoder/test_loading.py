@@ -113,7 +113,8 @@ def test_a_missing_folder_is_named(name: str) -> None:
 def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     monkeypatch.setattr(
-        "sentence_transformers.SentenceTransformer", lambda name, **options: given.update(options)
+        "sentence_transformers.SentenceTransformer",
+        lambda name, **options: given.update(options) or torch.nn.Identity(),
     )
     settings = ModelSettings(
         model="some/name",
