@@ -169,7 +169,7 @@ class _Ranks(NamedTuple):
         return cls(group, dist.get_rank(group), [one[1] for one in told], [one[2] for one in told])
 
     def gathered(self, problem: Problem) -> Problem:
-        """The summed losses of this rank's queries against the passages of all."""
+        """This rank's queries against the passages of all ranks, losses summed."""
         groups_N = None if problem.passage_groups is None else self.gather(problem.passage_groups)
         return problem._replace(
             passages=_AllGather.apply(problem.passages, self),

@@ -104,27 +104,28 @@ class Problem(NamedTuple):
             )
         if passages.dtype != queries.dtype:
             raise ValueError(f"passages must be {queries.dtype} like queries, got {passages.dtype}")
+        self._check_device("passages", passages)
 
     def _check_ids(self) -> None:
-        queries, passages = self.queries, self.passages
         if (self.query_groups is None) != (self.passage_groups is None):
             missing = "query_groups" if self.query_groups is None else "passage_groups"
             raise ValueError(f"{missing} must be given: groups of queries and of passages go together")
-        rows_of = (
-            ("targets", self.targets, len(queries)),
-            ("query_groups", self.query_groups, len(queries)),
-            ("passage_groups", self.passage_groups, len(passages)),
-        )
-        for name, ids, length in rows_of:
+        for name, ids, rows in (
+            ("targets", self.targets, self.queries),
+            ("query_groups", self.query_groups, self.queries),
+            ("passage_groups", self.passage_groups, self.passages),
+        ):
             if ids is None:
                 continue
-            if tuple(ids.shape) != (length,):
-                raise ValueError(f"{name} must be ({length},), got {tuple(ids.shape)}")
+            if tuple(ids.shape) != (len(rows),):
+                raise ValueError(f"{name} must be ({len(rows)},), got {tuple(ids.shape)}")
             if ids.dtype != torch.int64:
                 raise ValueError(f"{name} must be torch.int64, got {ids.dtype}")
-        for name, tensor in (("passages", passages), *((name, ids) for name, ids, _ in rows_of)):
-            if tensor is not None and tensor.device != queries.device:
-                raise ValueError(f"{name} must be on {queries.device} like queries, got {tensor.device}")
+            self._check_device(name, ids)
+
+    def _check_device(self, name: str, tensor: Tensor) -> None:
+        if tensor.device != self.queries.device:
+            raise ValueError(f"{name} must be on {self.queries.device} like queries, got {tensor.device}")
 
     def check_values(self) -> None:
         """What only the values tell. Those on an accelerator are not read: that would stall its stream."""

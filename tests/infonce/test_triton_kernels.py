@@ -294,7 +294,7 @@ triton_kernels.as_rows = lambda rows: rows  # the interpreter alone has no bfloa
 golds = np.array([0, 2, 2, 3]), np.array([4, 0, 1])
 for dtype in (torch.float16, torch.float32):
     rows = [torch.zeros(count, 40, dtype=dtype) for count in (3, 5)]
-    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds)
+    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds, 1)
 if capability == 90:
     triton_tiles.HALF = triton_tiles.HOPPER_HALF
 for queries, passages, dim, dtype, groups, by_group in (
