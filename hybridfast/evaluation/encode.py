@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
-from hybridfast.infonce.ops import TRITON
+from hybridfast.infonce.backends import TRITON
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

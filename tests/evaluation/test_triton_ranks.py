@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hybridfast import _core, gold_ranks
 from hybridfast.evaluation import ranks
 from hybridfast.evaluation.ranks import rank_counts
-from hybridfast.infonce import ops
+from hybridfast.infonce import backends
 
 triton_ranks = pytest.importorskip("hybridfast.evaluation.triton_ranks", reason="needs the package triton")
 Tiles = type(triton_ranks.HALF)
 
-if not (ops.TRITON_INTERPRETED or torch.cuda.is_available()):
+if not (backends.TRITON_INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
-DEVICE = "cpu" if ops.TRITON_INTERPRETED else "cuda"
+DEVICE = "cpu" if backends.TRITON_INTERPRETED else "cuda"
 
 
 class Interpreted:

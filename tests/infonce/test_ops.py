@@ -14,9 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybridfast import _core, info_nce
-from hybridfast.infonce import ops, reference
+from hybridfast.infonce import backends, ops, reference
+from hybridfast.infonce.problem import Problem
 
-TRITON = ("triton",) if ops.TRITON and ops.TRITON_INTERPRETED else ()
+TRITON = ("triton",) if backends.TRITON and backends.TRITON_INTERPRETED else ()
 BACKENDS = ("cpu", "torch", *TRITON)
 
 
@@ -438,38 +439,23 @@ def test_binding_refuses_what_does_not_fit():
         native(q.double(), p, targets, 1)
 
 
-def op_arguments(needs, reduction="mean", backend="auto"):
+def op_arguments(needs, **options):
     q, p, targets = problem(9, 11, 6)
     temperature = torch.tensor(0.1, dtype=torch.float64)
     inputs = [x.requires_grad_(need) for x, need in zip((q, p, temperature), needs, strict=True)]
-    return (
-        *inputs,
-        targets,
-        None,
-        None,
-        "target",
-        False,
-        True,
-        0.0,
-        True,
-        0.0,
-        None,
-        backend,
-        needs,
-        reduction,
-    )
+    return Problem(*inputs, targets, needs=needs, **options)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("needs", [[True, True, True], [False, True, False], [False, False, False]], ids=str)
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (False, False, False)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(needs, reduction, backend):
-    torch.library.opcheck(torch.ops.hybridfast.info_nce.default, op_arguments(needs, reduction, backend))
+    arguments = op_arguments(needs, reduction=reduction, backend=backend)
+    torch.library.opcheck(torch.ops.hybridfast.info_nce.default, tuple(arguments))
 
 
 def test_opcheck_of_the_recomputed_gradients():
-    *shared, _needs, _reduction = op_arguments([False] * 3)
-    arguments = (*shared, [True, True, False], torch.rand(9))
+    arguments = *op_arguments((False,) * 3)._replace(needs=(True, True, False)), torch.rand(9)
     torch.library.opcheck(torch.ops.hybridfast.info_nce_gradients.default, arguments)
 
 
