@@ -268,6 +268,7 @@ def tool(name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "instructions"),
     [

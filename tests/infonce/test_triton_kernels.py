@@ -295,7 +295,7 @@ triton_kernels._rows = lambda rows: rows  # the interpreter alone has no bfloat1
 golds = np.array([0, 2, 2, 3]), np.array([4, 0, 1])
 for dtype in (torch.float16, torch.float32):
     rows = [torch.zeros(count, 40, dtype=dtype) for count in (3, 5)]
-    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds)
+    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds, 1)
 if capability == 90:
     triton_kernels.HALF = triton_kernels.HOPPER_HALF
 for queries, passages, dim, dtype, groups, by_group in (
@@ -317,6 +317,7 @@ for queries, passages, dim, dtype, groups, by_group in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "shared_memory"), [(80, 163 << 10), (90, 227 << 10)], ids=["A100", "H100"]
 )
