@@ -270,6 +270,7 @@ def tool(name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "instructions"),
     [

@@ -316,6 +316,7 @@ for queries, passages, dim, dtype, groups, by_group in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "shared_memory"), [(80, 163 << 10), (90, 227 << 10)], ids=["A100", "H100"]
 )
