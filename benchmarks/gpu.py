@@ -61,9 +61,12 @@ def inf_cl(q: Tensor, p: Tensor) -> Tensor:
     return losses.mean()  # one a query, whose dimensions must be a multiple of 256
 
 
-def contenders(rows: int, both: bool, free: float) -> dict[str, Contender]:
+def contenders(rows: int, both: bool, device: str, free: float) -> dict[str, Contender]:
     """By name; those that hold Q x N, in float32 and several times over, only where `free` bytes take it."""
     from hybridfast import info_nce
+
+    # A rehearsal compiles as far as to PyTorch's operators: C++ for the CPU would take it half a minute.
+    compiled = partial(torch.compile, backend="aot_eager" if device == "cpu" else "inductor")
 
     def ours(q: Tensor, p: Tensor, backend: str) -> Tensor:
         return info_nce(q, p, TEMPERATURE, bidirectional=both, backend=backend)
@@ -72,13 +75,13 @@ def contenders(rows: int, both: bool, free: float) -> dict[str, Contender]:
     whole = 20.0 * rows * rows < free
     if both:
         if whole:
-            field |= {"eager": eager_bidirectional, "compiled": torch.compile(eager_bidirectional)}
+            field |= {"eager": eager_bidirectional, "compiled": compiled(eager_bidirectional)}
         return field
     field["torch loop"] = torch_loop
     if importlib.util.find_spec("inf_cl"):
         field["Inf-CL"] = inf_cl
     if whole:
-        field |= {"eager": eager, "compiled": torch.compile(eager), "ST MNRL": sentence_transformers_plain}
+        field |= {"eager": eager, "compiled": compiled(eager), "ST MNRL": sentence_transformers_plain}
     if rows <= 16384:
         field["ST cached"] = sentence_transformers_cached
     return field
@@ -103,7 +106,7 @@ def fit_to_time(rows: int, dim: int, both: bool, device: str, free: float) -> di
     plain = eager_bidirectional if both else eager
     eager_errors = errors(plain, plain, q, p)
     fit = {}
-    for name, loss in contenders(rows, both, free).items():
+    for name, loss in contenders(rows, both, device, free).items():
         try:
             found = errors(loss, plain, q, p)
         except (ValueError, ImportError, RuntimeError, AssertionError) as refusal:

@@ -10,6 +10,22 @@ import pytest
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: progress bars would fill a failure's report
 # Before triton is imported: its kernels run on the CPU. With 0, those of test_triton_kernels.py run on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before torch is imported: test processes share the cores, and one's idle threads must not spin on them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+# What takes seconds to set up, for tests of one module: they run in one process.
+DEAR_FIXTURES = ("native", "trained")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that at the end no process waits long for another."""
+    for item in items:
+        for name in DEAR_FIXTURES:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+    marks = ("xdist_group", "slow")
+    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in marks))
 
 
 @pytest.fixture(scope="session")

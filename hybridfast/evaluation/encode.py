@@ -11,7 +11,7 @@ from hybridfast.encoder import embedding
 from hybridfast.encoder.loading import TASKS, similarity
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
-from hybridfast.infonce.ops import TRITON
+from hybridfast.infonce.backends import TRITON
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

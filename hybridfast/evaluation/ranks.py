@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from hybridfast.infonce.ops import TRITON
+from hybridfast.infonce.backends import TRITON
 
 __all__ = ["TIES", "RankCounts", "gold_ranks", "rank_counts"]
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridfast.infonce.triton_kernels import FLOAT32, HALF, _products, _rows, launch
+from hybridfast.infonce.triton_tiles import FLOAT32, HALF, as_rows, launch, tile_products
 
 Counts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
@@ -46,7 +46,7 @@ def _gold_scores_kernel(
     """The score of each gold: the diagonal of a square tile of their queries and passages."""
     golds = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_golds = tl.minimum(golds, G - 1)
-    scores_QN = _products(
+    scores_QN = tile_products(
         queries, passages, tl.load(gold_queries + at_golds), tl.load(gold_rows + at_golds), D,
         query_stride, passage_stride, BLOCK_Q, BLOCK_N, BLOCK_D, "ieee",
     )  # fmt: skip
@@ -77,7 +77,7 @@ def _count_kernel(
     at_rows = tl.minimum(rows, Q - 1)
     places, stop = tl.load(tile_starts + tile) + tl.arange(0, BLOCK_N), tl.load(tile_stops + tile)
     passage = tl.load(passage_rows + tl.minimum(places, stop - 1))
-    scores_QN = _products(
+    scores_QN = tile_products(
         queries, passages, at_rows, passage, D, query_stride, passage_stride,
         BLOCK_Q, BLOCK_N, BLOCK_D, "ieee",
     )  # fmt: skip
@@ -113,7 +113,7 @@ def rank_counts(
     groups, golds = len(group_starts) - 1, len(gold_rows)
     counts = torch.zeros((3, golds, groups), dtype=torch.int32, device=device)
     if golds:
-        queries, passages = _rows(queries), _rows(passages)
+        queries, passages = as_rows(queries), as_rows(passages)
         indptr, rows = _on(device, gold_indptr), _on(device, gold_rows)
         gold_queries = _on(device, np.repeat(np.arange(len(queries)), np.diff(gold_indptr)))
         scores = torch.empty(golds, device=device)

@@ -6,10 +6,14 @@ their passages have one for each shard, and merge the sums.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import importlib
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from hybridfast.infonce.backends import block_backend
+from hybridfast.infonce.problem import Problem
 
 
 class Block(NamedTuple):
@@ -30,48 +34,62 @@ class Block(NamedTuple):
     excluded: Tensor | None  # (N,) bool: passages that are nobody's negative
 
 
+class Sums(NamedTuple):
+    """Log-sum-exp of s over the negatives; -inf where there are none."""
+
+    rows_Q: Tensor  # of each query
+    columns_N: Tensor | None  # of each passage, where both directions count
+
+
+class Weights(NamedTuple):
+    """d(objective)/d(what a block makes), given that of the losses."""
+
+    losses_Q: Tensor  # of each query's costs
+    rows_Q: Tensor  # of each query's sum
+    columns_N: Tensor | None  # of each passage's sum
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor]  # of queries, passages and temperature
+
+
 class OneDirection(NamedTuple):
     """What the queries' direction alone amounts to; see `Kernels.positive_costs` and `Kernels.gradients`."""
 
     costs_Q: Tensor
-    row_weights_Q: Tensor
-    gradients: tuple[Tensor | None, Tensor | None, Tensor]
+    weights: Weights
+    gradients: Gradients
 
 
 class Kernels(Protocol):
     """What a backend computes: never holding Q x N, in a fixed order, without waiting for the device."""
 
-    def negative_sums(self, block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-sum-exp of s over each query's negatives (Q,) and, with `columns`, over each passage's (N,)."""
+    def negative_sums(self, block: Block, columns: bool) -> Sums:
+        """The sums over each query's negatives and, with `columns`, over each passage's."""
 
-    def positive_costs(
-        self, block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def positive_costs(self, block: Block, sums: Sums, weights_Q: Tensor) -> tuple[Tensor, Weights]:
         """What the positives cost against the sums, and the weight that this puts on each sum's softmax.
 
         Costs (Q,): log(1 + e^(row sum - logit)), summed over the query's positives, plus the same with their
-        column sums. Weights: those costs' derivatives, times weights_Q, by row sum (Q,) and column sum (N,).
+        column sums. Weights of sums: those costs' derivatives by them, times weights_Q.
         """
 
-    def gradients(
-        self,
-        block: Block,
-        row_sums_Q: Tensor,
-        row_weights_Q: Tensor,
-        column_sums_N: Tensor | None,
-        column_weights_N: Tensor | None,
-        weights_Q: Tensor,
-        needs: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def gradients(self, block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]) -> Gradients:
         """Of the rows as they enter the products, where needed, and of the temperature; dtype of the sums.
 
-        A negative's logit gets row_weight * e^(s - row sum) + column_weight * e^(s - column sum), a
-        positive's -weights_Q * (sigmoid(row sum - logit) + sigmoid(column sum - logit)); empty sums give 0.
+        A negative's logit gets row weight * e^(s - row sum) + column weight * e^(s - column sum), a
+        positive's -losses_Q * (sigmoid(row sum - logit) + sigmoid(column sum - logit)); empty sums give 0.
         The temperature's gradient is what comes through the similarities; `through_margin` is the rest.
         """
 
     def one_direction(self, block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
         """All three without column sums, for one product less; None where this backend has no such way."""
+
+
+def kernels_of(problem: Problem) -> Kernels:
+    """Those of its backend, imported when they are first used: not every build has them all."""
+    queries = problem.queries
+    name = block_backend(problem.backend, queries.device, queries.dtype, problem.compute_dtype)
+    return cast(Kernels, importlib.import_module(f"hybridfast.infonce.{name}_kernels"))
 
 
 def unit_rows(rows: Tensor, normalize: bool, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -89,11 +107,9 @@ def through_norm(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     return (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) * scale
 
 
-def through_margin(
-    temperature: Tensor, margin: float, row_weights_Q: Tensor, column_weights_N: Tensor | None
-) -> Tensor:
+def through_margin(temperature: Tensor, margin: float, weights: Weights) -> Tensor:
     """What of the temperature's gradient goes through the positives' margin / temperature."""
-    weight = row_weights_Q.sum() + (0.0 if column_weights_N is None else column_weights_N.sum())
+    weight = weights.rows_Q.sum() + (0.0 if weights.columns_N is None else weights.columns_N.sum())
     return -margin / temperature.square() * weight
 
 
@@ -111,69 +127,51 @@ def count_in(groups: Tensor, others: Tensor) -> Tensor:
 
 
 def info_nce(
-    kernels: Kernels,
-    queries: Tensor,
-    passages: Tensor,
-    temperature: Tensor,
-    targets: Tensor,
-    query_groups: Tensor | None,
-    passage_groups: Tensor | None,
-    *,
-    positives: str,
-    bidirectional: bool,
-    in_batch: bool,
-    margin: float,
-    normalize: bool,
-    compute_dtype: torch.dtype,
-    weights: Tensor | None,
-    needs: tuple[bool, bool] = (True, True),
+    kernels: Kernels, problem: Problem, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Losses (Q,) and, given `weights` = d(objective)/d(losses), the gradients.
+    """Losses (Q,) and, given `weights` (Q,) = d(objective)/d(losses), the gradients.
 
     Those of queries and passages where needed, and the temperature's.
     """
-    unit_q, scale_q = unit_rows(queries, normalize, compute_dtype)
-    unit_p, scale_p = unit_rows(passages, normalize, compute_dtype)
-    by_group = positives == "groups" and query_groups is not None and passage_groups is not None
+    count, device, needs = len(problem.passages), problem.queries.device, (problem.needs[0], problem.needs[1])
+    unit_q, scale_q = unit_rows(problem.queries, problem.normalize, problem.product_dtype())
+    unit_p, scale_p = unit_rows(problem.passages, problem.normalize, problem.product_dtype())
+    targets, by_group = problem.targets_tensor(), problem.positive_groups()
     excluded = None
-    share_Q = scale_q.new_full((len(queries),), 0.5 if bidirectional else 1.0)
-    if by_group and query_groups is not None and passage_groups is not None:
+    share_Q = scale_q.new_full((len(unit_q),), 0.5 if problem.bidirectional else 1.0)
+    if by_group is not None:
+        query_groups, passage_groups = by_group
         share_Q = share_Q / count_in(query_groups, passage_groups)
-        excluded = None if in_batch else count_in(passage_groups, query_groups) > 0
-    elif not in_batch:
-        excluded = torch.zeros(len(passages), dtype=torch.bool, device=queries.device)
-        excluded.index_fill_(0, targets.clamp(0, len(passages) - 1), True)  # a GPU's targets are not checked
+        excluded = None if problem.in_batch else count_in(passage_groups, query_groups) > 0
+    elif not problem.in_batch:
+        excluded = torch.zeros(count, dtype=torch.bool, device=device)
+        excluded.index_fill_(0, targets.clamp(0, count - 1), True)  # a GPU's targets are not checked
     block = Block(
         unit_q,
         unit_p,
-        scalar_on(queries.device, temperature, scale_q.dtype),
-        margin,
+        scalar_on(device, problem.temperature_tensor(), scale_q.dtype),
+        problem.margin,
         targets,
-        query_groups,
-        passage_groups,
-        by_group,
+        problem.query_groups,
+        problem.passage_groups,
+        by_group is not None,
         excluded,
     )
     weights_Q = share_Q if weights is None else share_Q * weights
     solved = None
-    if weights is not None and not bidirectional:
+    if weights is not None and not problem.bidirectional:
         solved = kernels.one_direction(block, weights_Q, needs)
-    column_weights_N = None
     if solved is not None:
-        costs_Q, row_weights_Q, (grad_q, grad_p, grad_t) = solved
+        costs_Q, of_sums, (grad_q, grad_p, grad_t) = solved
     else:
-        row_sums_Q, column_sums_N = kernels.negative_sums(block, bidirectional)
-        costs_Q, row_weights_Q, column_weights_N = kernels.positive_costs(
-            block, row_sums_Q, column_sums_N, weights_Q
-        )
+        sums = kernels.negative_sums(block, problem.bidirectional)
+        costs_Q, of_sums = kernels.positive_costs(block, sums, weights_Q)
         if weights is None:
             return costs_Q * share_Q, None, None, None
-        grad_q, grad_p, grad_t = kernels.gradients(
-            block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
-        )
-    grad_t = grad_t + through_margin(block.temperature, margin, row_weights_Q, column_weights_N)
-    if normalize and grad_q is not None:
+        grad_q, grad_p, grad_t = kernels.gradients(block, sums, of_sums, needs)
+    grad_t = grad_t + through_margin(block.temperature, problem.margin, of_sums)
+    if problem.normalize and grad_q is not None:
         grad_q = through_norm(grad_q, unit_q, scale_q)
-    if normalize and grad_p is not None:
+    if problem.normalize and grad_p is not None:
         grad_p = through_norm(grad_p, unit_p, scale_p)
     return costs_Q * share_Q, grad_q, grad_p, grad_t

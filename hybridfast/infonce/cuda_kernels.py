@@ -6,6 +6,8 @@ comes from torch, and where positives are groups, their costs from `triton_kerne
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from hybridfast._cuda import form_weights as native_form_weights
 from hybridfast._cuda import negative_sums as native_negative_sums
 from hybridfast._cuda import tile as native_tile
 from hybridfast.infonce import gpu
-from hybridfast.infonce.blocks import Block, OneDirection
+from hybridfast.infonce.blocks import Block, Gradients, OneDirection, Sums, Weights
 
 try:
     from hybridfast.infonce import triton_kernels as others
@@ -24,7 +26,7 @@ except ImportError:  # Triton's package is optional
     from hybridfast.infonce import torch_kernels as others  # type: ignore[no-redef]
 
 
-def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> Sums:
     """`blocks.Kernels.negative_sums`; where `only_Q` is False, a query's sum may be anything."""
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
@@ -41,31 +43,17 @@ def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> 
         (row_sums_Q,), column_sums_N = gpu.sweep(
             sweep, block, native.tile, torch.logsumexp, nothing=-torch.inf, outputs=1, columns=columns
         )
-    return row_sums_Q, column_sums_N
+    return Sums(row_sums_Q, column_sums_N)
 
 
-def positive_costs(
-    block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def positive_costs(block: Block, sums: Sums, weights_Q: Tensor) -> tuple[Tensor, Weights]:
+    return (others.positive_costs if block.by_group else gpu.target_costs)(block, sums, weights_Q)
+
+
+def gradients(block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]) -> Gradients:
     if not block.by_group:
-        return gpu.target_costs(block, row_sums_Q, column_sums_N, weights_Q)
-    return others.positive_costs(block, row_sums_Q, column_sums_N, weights_Q)
-
-
-def gradients(
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
-) -> gpu.Gradients:
-    if not block.by_group:
-        weights_Q = gpu.target_weights(block, row_weights_Q, column_sums_N, weights_Q)
-    return gpu.gradients(
-        _form_weights, block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
-    )
+        weights = gpu.of_targets(block, sums, weights)
+    return gpu.gradients(_form_weights, block, sums, weights, needs)
 
 
 def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
@@ -89,24 +77,15 @@ def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
 
 
 def _form_weights(
-    block: Block,
-    rows: slice,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    out_RN: Tensor,
-    only_Q: Tensor | None = None,
+    block: Block, rows: slice, sums: Sums, weights: Weights, out_RN: Tensor, only_Q: Tensor | None = None
 ) -> None:
-    rows_of = [x.contiguous() for x in (row_sums_Q, row_weights_Q, weights_Q)]
-    columns_of = [None if x is None else x.contiguous() for x in (column_sums_N, column_weights_N)]
+    read = [None if x is None else x.contiguous() for x in gpu.as_kernels_take_them(sums, weights)]
     with torch.cuda.device_of(block.queries):
         native = _Native(block)
         band = gpu.Band.of(rows.start, rows.stop, len(block.passages), native.tile)
+        addresses = cast("tuple[int, int, int, int, int]", tuple(_at(x) for x in read))
         native_form_weights(
-            native.block, Sweep(*band, _at(only_Q)), block.margin,
-            _at(rows_of[0]), _at(rows_of[1]), _at(columns_of[0]), _at(columns_of[1]), _at(rows_of[2]),
+            native.block, Sweep(*band, _at(only_Q)), block.margin, *addresses,
             _at(out_RN), out_RN.stride(0), native.stream,
         )  # fmt: skip
 

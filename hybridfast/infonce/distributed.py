@@ -16,9 +16,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridfast.infonce import loss as local
 from hybridfast.infonce import ops
-from hybridfast.infonce.blocks import Block, count_in, scalar_on, through_margin, through_norm, unit_rows
+from hybridfast.infonce.blocks import (
+    Block,
+    Sums,
+    Weights,
+    count_in,
+    kernels_of,
+    scalar_on,
+    through_margin,
+    through_norm,
+    unit_rows,
+)
+from hybridfast.infonce.problem import DTYPES, Problem
 
 __all__ = ["EXCHANGES", "info_nce"]
 
@@ -67,91 +77,38 @@ def info_nce(
         ValueError: an argument is out of its range, or differs between ranks; then on every rank.
         RuntimeError: another rank refused its arguments.
     """
-    options: dict[str, Any] = {
-        "positives": positives,
-        "bidirectional": bidirectional,
-        "in_batch": in_batch,
-        "margin": margin,
-        "grad_tolerance": grad_tolerance,
-    }
+    problem = Problem(
+        queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
+        in_batch, margin, normalize, grad_tolerance=grad_tolerance, compute_dtype=compute_dtype,
+    )  # fmt: skip
     if not dist.is_initialized() or dist.get_world_size(process_group) == 1:
-        _check(exchange, options)
-        options |= {"query_groups": query_groups, "passage_groups": passage_groups, "targets": targets}
-        options |= {"normalize": normalize, "compute_dtype": compute_dtype}
-        return cast(Tensor, local.info_nce(queries, passages, temperature, **options))
+        _check(exchange, problem)
+        return ops.info_nce(problem.checked())[0]
 
     refused: ValueError | None = None
-    prepared = None
     try:
-        _check(exchange, options)
-        prepared = local.prepare(
-            queries,
-            passages,
-            temperature,
-            targets=targets,
-            query_groups=query_groups,
-            passage_groups=passage_groups,
-            compute_dtype=compute_dtype,
-            backend="auto",
-            **options,
-        )
-        if positives == "target" and targets is not None and queries.device.type == "cpu":
-            ops.check_targets(targets, len(passages))
+        _check(exchange, problem)
+        problem = problem.checked()
+        if positives == "target":
+            problem.check_targets()
     except ValueError as error:
         refused = error
-    settings = [
-        local.DTYPES.index(queries.dtype) if queries.dtype in local.DTYPES else -1,
-        queries.shape[-1] if queries.ndim == 2 else -1,
-        EXCHANGES.index(exchange) if exchange in EXCHANGES else -1,
-        query_groups is not None,
-        positives == "groups",
-        bidirectional,
-        in_batch,
-        normalize,
-    ]
-    ranks = _Ranks.meet(process_group, queries, passages, settings, refused)
-    temperature, compute_dtype = cast("tuple[Tensor | float, torch.dtype | None]", prepared)
-    targets = ops.targets_tensor(targets, queries, passages)
-    scale = ranks.world / sum(ranks.queries)
+    ranks = _Ranks.meet(process_group, problem, exchange, refused)
     if exchange == "gather" and in_batch and not bidirectional:
-        groups_N = None if passage_groups is None else ranks.gather(passage_groups)
-        total = local.info_nce(
-            queries,
-            _AllGather.apply(passages, ranks),
-            temperature,
-            targets=targets + ranks.first_passage,
-            query_groups=query_groups,
-            passage_groups=groups_N,
-            normalize=normalize,
-            compute_dtype=compute_dtype,
-            reduction="sum",
-            **options,
-        )
-        return cast(Tensor, total * scale)
-    problem = _Problem(
-        targets,
-        query_groups,
-        passage_groups,
-        positives == "groups",
-        bidirectional,
-        in_batch,
-        float(margin),
-        normalize,
-        compute_dtype or queries.dtype,
-        scale,
-        _Ring if exchange == "ring" else _Gathered,
-    )
-    scalar = ops.temperature_tensor(temperature, queries.device)
-    return cast(Tensor, _Exchanged.apply(queries, passages, scalar, problem, ranks))
+        total, _ = ops.info_nce(ranks.gathered(problem).checked())
+        return total * ranks.loss_scale
+    tours = _Ring(ranks) if exchange == "ring" else _Gathered(ranks)
+    problem = problem._replace(temperature=problem.temperature_tensor())
+    return cast(Tensor, _Exchanged.apply(*problem, tours))
 
 
-def _check(exchange: str, options: dict[str, Any]) -> None:
+def _check(exchange: str, problem: Problem) -> None:
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange must be one of {', '.join(map(repr, EXCHANGES))}, got {exchange!r}")
-    dense = exchange == "ring" or options["bidirectional"] or not options["in_batch"]
-    if options["grad_tolerance"] and dense:
+    dense = exchange == "ring" or problem.bidirectional or not problem.in_batch
+    if problem.grad_tolerance and dense:
         raise ValueError(
-            f"grad_tolerance {options['grad_tolerance']} needs exchange='gather', one direction and in_batch"
+            f"grad_tolerance {problem.grad_tolerance} needs exchange='gather', one direction and in_batch"
         )
 
 
@@ -168,21 +125,32 @@ class _Ranks(NamedTuple):
         return len(self.queries)
 
     @property
+    def loss_scale(self) -> float:
+        """Of this rank's summed losses, so that the mean over ranks is the mean over all queries."""
+        return self.world / sum(self.queries)
+
+    @property
     def first_passage(self) -> int:
         return sum(self.passages[: self.rank])
 
     @classmethod
     def meet(
-        cls,
-        group: dist.ProcessGroup | None,
-        queries: Tensor,
-        passages: Tensor,
-        settings: list[int],
-        refused: ValueError | None,
+        cls, group: dist.ProcessGroup | None, problem: Problem, exchange: str, refused: ValueError | None
     ) -> _Ranks:
         """Tell each other the sizes, so that what does not fit together is an error and not a deadlock."""
+        queries = problem.queries
+        same = {  # what every rank must have alike, as integers; refused problems may have anything
+            "dtype": DTYPES.index(queries.dtype) if queries.dtype in DTYPES else -1,
+            "D": queries.shape[-1] if queries.ndim == 2 else -1,
+            "exchange": EXCHANGES.index(exchange) if exchange in EXCHANGES else -1,
+            "groups": problem.query_groups is not None,
+            "positives": problem.positives == "groups",
+            "bidirectional": problem.bidirectional,
+            "in_batch": problem.in_batch,
+            "normalize": problem.normalize,
+        }
         header = torch.tensor(
-            [refused is None, len(queries), len(passages), *settings],
+            [refused is None, len(queries), len(problem.passages), *same.values()],
             dtype=torch.int64,
             device=queries.device,
         )
@@ -193,13 +161,22 @@ class _Ranks(NamedTuple):
         told = torch.stack(headers).tolist()
         if culprits := [rank for rank, one in enumerate(told) if not one[0]]:
             raise RuntimeError(f"info_nce was refused on rank {culprits[0]}: see the error there")
-        names = ("dtype", "D", "exchange", "groups", "positives", "bidirectional", "in_batch", "normalize")
-        for place, name in enumerate(names, start=3):
+        for place, name in enumerate(same, start=3):
             found = [one[place] for one in told]
             if len(set(found)) > 1:
-                shown = [str(local.DTYPES[code]) for code in found] if name == "dtype" else found
+                shown = [str(DTYPES[code]) for code in found] if name == "dtype" else found
                 raise ValueError(f"{name} must be the same on every rank, got {shown}")
         return cls(group, dist.get_rank(group), [one[1] for one in told], [one[2] for one in told])
+
+    def gathered(self, problem: Problem) -> Problem:
+        """This rank's queries against the passages of all ranks, losses summed."""
+        groups_N = None if problem.passage_groups is None else self.gather(problem.passage_groups)
+        return problem._replace(
+            passages=_AllGather.apply(problem.passages, self),
+            targets=problem.targets_tensor() + self.first_passage,
+            passage_groups=groups_N,
+            reduction="sum",
+        )
 
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
         """The rows of all ranks, one after the other; as many of each as of its passages."""
@@ -320,31 +297,17 @@ class _Ring:
         return carried
 
 
-class _Problem(NamedTuple):
-    targets: Tensor
-    query_groups: Tensor | None
-    passage_groups: Tensor | None
-    by_group: bool
-    bidirectional: bool
-    in_batch: bool
-    margin: float
-    normalize: bool
-    compute_dtype: torch.dtype
-    scale: float  # of this rank's summed losses
-    exchange: type[_Gathered] | type[_Ring]
-
-
 class _Exchanged(torch.autograd.Function):
     """The loss out of one tour for the sums, one for positives by group, and one for the gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, passages: Tensor, temperature: Tensor, problem: _Problem, ranks: _Ranks
-    ) -> Tensor:
-        with torch.autocast(queries.device.type, enabled=False):
-            loss, *grads = _solve(queries, passages, temperature, problem, ranks, ctx.needs_input_grad)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *fields, tours = arguments
+        problem = Problem(*fields)._replace(needs=ctx.needs_input_grad[:3])
+        with torch.autocast(problem.queries.device.type, enabled=False):
+            loss, *grads = _solve(problem, tours)
         ctx.save_for_backward(*grads)
-        ctx.dtypes = [x.dtype for x in (queries, passages, temperature)]
+        ctx.dtypes = [x.dtype for x in fields[:3]]
         return loss
 
     @staticmethod
@@ -354,41 +317,38 @@ class _Exchanged(torch.autograd.Function):
             None if saved is None or not need else (saved * grad.to(saved.dtype)).to(dtype)
             for saved, need, dtype in zip(ctx.saved_tensors, ctx.needs_input_grad, ctx.dtypes, strict=False)
         ]
-        return (*kept, None, None)
+        return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
 
 
 def _solve(
-    queries: Tensor,
-    passages: Tensor,
-    temperature: Tensor,
-    problem: _Problem,
-    ranks: _Ranks,
-    needs: tuple[bool, ...],
+    problem: Problem, tours: _Gathered | _Ring
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    kernels = ops.block_kernels("auto", queries.device, queries.dtype, problem.compute_dtype)
-    unit_q, scale_q = unit_rows(queries, problem.normalize, problem.compute_dtype)
-    unit_p, scale_p = unit_rows(passages, problem.normalize, problem.compute_dtype)
-    sums = scale_q.dtype
-    share_Q = scale_q.new_full((len(queries),), 0.5 if problem.bidirectional else 1.0)
+    kernels, ranks = kernels_of(problem), tours.ranks
+    unit_q, scale_q = unit_rows(problem.queries, problem.normalize, problem.product_dtype())
+    unit_p, scale_p = unit_rows(problem.passages, problem.normalize, problem.product_dtype())
+    targets, by_group, wide = problem.targets_tensor(), problem.positive_groups(), scale_q.dtype
+    share_Q = scale_q.new_full((len(unit_q),), 0.5 if problem.bidirectional else 1.0)
     excluded = None
-    if problem.by_group and problem.query_groups is not None and problem.passage_groups is not None:
-        counts = count_in(problem.query_groups, ranks.gather(problem.passage_groups))
-        all_groups = ranks.gather(problem.query_groups, ranks.queries)
-        lonely = ~torch.isin(all_groups, ranks.gather(problem.passage_groups))
+    if by_group is not None:
+        query_groups, passage_groups = by_group
+        all_passage_groups = ranks.gather(passage_groups)
+        counts = count_in(query_groups, all_passage_groups)
+        all_query_groups = ranks.gather(query_groups, ranks.queries)
+        lonely = ~torch.isin(all_query_groups, all_passage_groups)
         if lonely.any():
             raise ValueError(
                 "query_groups must occur in passage_groups: "
-                f"group {int(all_groups[lonely][0])} has no positive"
+                f"group {int(all_query_groups[lonely][0])} has no positive"
             )
         share_Q = share_Q / counts
-        excluded = None if problem.in_batch else count_in(problem.passage_groups, all_groups) > 0
+        excluded = None if problem.in_batch else count_in(passage_groups, all_query_groups) > 0
     elif not problem.in_batch:
-        excluded = torch.zeros(len(passages), dtype=torch.bool, device=passages.device)
-        excluded[problem.targets] = True
-    weights_Q = share_Q * problem.scale
+        excluded = torch.zeros(len(unit_p), dtype=torch.bool, device=unit_p.device)
+        excluded[targets] = True
+    weights_Q = share_Q * ranks.loss_scale
     shard = _Shard(unit_p, problem.passage_groups, None if excluded is None else excluded.to(torch.uint8))
-    temperature = scalar_on(queries.device, temperature, sums)
-    elsewhere = torch.full_like(problem.targets, -1)
+    temperature = scalar_on(unit_q.device, problem.temperature_tensor(), wide)
+    elsewhere = torch.full_like(targets, -1)
 
     def block(of: _Shard, first: int | None) -> Block:
         return Block(
@@ -396,57 +356,59 @@ def _solve(
             of.passages,
             temperature,
             problem.margin,
-            elsewhere if first is None else problem.targets + first,
+            elsewhere if first is None else targets + first,
             problem.query_groups,
             of.groups,
-            problem.by_group,
+            by_group is not None,
             None if of.excluded is None else of.excluded.bool(),
         )
 
-    exchange = problem.exchange(ranks)
-    row_sums_Q = scale_q.new_full((len(queries),), -torch.inf)
+    row_sums_Q = scale_q.new_full((len(unit_q),), -torch.inf)
 
     def add_sums(of: _Shard, first: int | None, columns: Tensor | None) -> Tensor | None:
-        rows, own = kernels.negative_sums(block(of, first), columns is not None)
-        torch.logaddexp(row_sums_Q, rows, out=row_sums_Q)
-        return None if columns is None or own is None else torch.logaddexp(columns, own)
+        found = kernels.negative_sums(block(of, first), columns is not None)
+        torch.logaddexp(row_sums_Q, found.rows_Q, out=row_sums_Q)
+        if columns is None or found.columns_N is None:
+            return None
+        return torch.logaddexp(columns, found.columns_N)
 
-    nothing_yet = scale_p.new_full((len(passages),), -torch.inf) if problem.bidirectional else None
-    column_sums_N = exchange.tour(shard, nothing_yet, "logsumexp", add_sums)
+    nothing_yet = scale_p.new_full((len(unit_p),), -torch.inf) if problem.bidirectional else None
+    column_sums_N = tours.tour(shard, nothing_yet, "logsumexp", add_sums)
     shard = shard._replace(column_sums=column_sums_N)
 
     costs_Q, row_weights_Q = torch.zeros_like(row_sums_Q), torch.zeros_like(row_sums_Q)
 
-    def add_costs(of: _Shard, first: int | None, column_weights: Tensor | None) -> Tensor | None:
-        costs, rows, columns = kernels.positive_costs(block(of, first), row_sums_Q, of.column_sums, weights_Q)
+    def add_costs(of: _Shard, first: int | None, columns: Tensor | None) -> Tensor | None:
+        sums = Sums(row_sums_Q, of.column_sums)
+        costs, found = kernels.positive_costs(block(of, first), sums, weights_Q)
         costs_Q.add_(costs)
-        row_weights_Q.add_(rows)
-        return None if column_weights is None or columns is None else column_weights + columns
+        row_weights_Q.add_(found.rows_Q)
+        return None if columns is None or found.columns_N is None else columns + found.columns_N
 
     column_weights_N = None if column_sums_N is None else torch.zeros_like(column_sums_N)
-    if problem.by_group:
-        column_weights_N = exchange.tour(shard, column_weights_N, "sum", add_costs)
+    if by_group is not None:
+        column_weights_N = tours.tour(shard, column_weights_N, "sum", add_costs)
     else:  # every positive is one of this rank's own passages
         column_weights_N = add_costs(shard, 0, column_weights_N)
-    loss = (costs_Q * share_Q).sum() * problem.scale
-    if not any(needs[:3]):
+    loss = (costs_Q * share_Q).sum() * ranks.loss_scale
+    if not any(problem.needs):
         return loss, None, None, None
     shard = shard._replace(column_weights=column_weights_N)
 
-    grad_q, grad_t = torch.zeros_like(unit_q, dtype=sums), torch.zeros_like(temperature)
+    grad_q, grad_t = torch.zeros_like(unit_q, dtype=wide), torch.zeros_like(temperature)
 
     def add_gradients(of: _Shard, first: int | None, grad_p: Tensor | None) -> Tensor | None:
-        dq, dp, dt = kernels.gradients(
-            block(of, first), row_sums_Q, row_weights_Q, of.column_sums, of.column_weights, weights_Q,
-            (True, True),
-        )  # fmt: skip
+        sums = Sums(row_sums_Q, of.column_sums)
+        weights = Weights(weights_Q, row_weights_Q, of.column_weights)
+        dq, dp, dt = kernels.gradients(block(of, first), sums, weights, (True, True))
         if dq is not None:
             grad_q.add_(dq)
         grad_t.add_(dt)
         return None if grad_p is None or dp is None else grad_p + dp
 
-    grad_p = exchange.tour(shard, torch.zeros_like(unit_p, dtype=sums), "sum", add_gradients)
-    grad_t += through_margin(temperature, problem.margin, row_weights_Q, column_weights_N)
+    grad_p = tours.tour(shard, torch.zeros_like(unit_p, dtype=wide), "sum", add_gradients)
+    weights = Weights(weights_Q, row_weights_Q, column_weights_N)
+    grad_t += through_margin(temperature, problem.margin, weights)
     if problem.normalize and grad_p is not None:
         grad_q, grad_p = through_norm(grad_q, unit_q, scale_q), through_norm(grad_p, unit_p, scale_p)
     return loss, grad_q, grad_p, grad_t

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hybridfast.infonce.blocks import Block, OneDirection
+from hybridfast.infonce.blocks import Block, Gradients, OneDirection, Sums, Weights
 
 # Bytes of d(objective)/d(product) and of temporaries held at once. More means fewer, larger matrix products.
 WORKSPACE = 512 << 20
@@ -26,8 +26,6 @@ LEAST_SPLITS = 8
 FAR = 2.0**100  # sums of e^(s - wanted) up to here are used as they are
 WHOLE_TILES = 128  # rows of a chunk are a multiple of this, where the workspace holds as many
 PRODUCTS_WIDEN = hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8: half factors, float32 result
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 class FormWeights(Protocol):
@@ -45,11 +43,8 @@ class FormWeights(Protocol):
         self,
         block: Block,
         rows: slice,
-        row_sums_Q: Tensor,
-        row_weights_Q: Tensor,
-        column_sums_N: Tensor | None,
-        column_weights_N: Tensor | None,
-        weights_Q: Tensor,
+        sums: Sums,
+        weights: Weights,
         out_RN: Tensor,
         only_Q: Tensor | None = None,
     ) -> None: ...
@@ -68,9 +63,7 @@ class FormExps(Protocol):
 class NegativeSums(Protocol):
     """`blocks.Kernels.negative_sums`; where `only_Q` (Q,) bool is False, a query's sum may be anything."""
 
-    def __call__(
-        self, block: Block, columns: bool, only_Q: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, block: Block, columns: bool, only_Q: Tensor | None = None) -> Sums: ...
 
 
 class Tile(NamedTuple):
@@ -132,32 +125,35 @@ def sweep(
     return merge(row_parts, 1), None if column_parts is None else column_parts[0].clone()
 
 
-def target_costs(
-    block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def target_costs(block: Block, sums: Sums, weights_Q: Tensor) -> tuple[Tensor, Weights]:
     """`blocks.Kernels.positive_costs` where each query's positive is its target.
 
     Targets on a GPU are not checked: one that is no row of the passages, nor -1, costs NaN.
     """
     wanted_Q = _target_logits(block)
-    costs_Q, row_weights_Q = _cost(row_sums_Q, wanted_Q, weights_Q)
-    if column_sums_N is None:
-        return costs_Q, row_weights_Q, None
+    costs_Q, row_weights_Q = _cost(sums.rows_Q, wanted_Q, weights_Q)
+    if sums.columns_N is None:
+        return costs_Q, Weights(weights_Q, row_weights_Q, None)
     targets_Q = _within(block.targets, len(block.passages))
-    column_costs_Q, weights_at_Q = _cost(column_sums_N[targets_Q], wanted_Q, weights_Q)
+    column_costs_Q, weights_at_Q = _cost(sums.columns_N[targets_Q], wanted_Q, weights_Q)
     # index_put_ sorts what it accumulates; index_add_ and scatter_add_ add in the order of the moment.
-    column_weights_N = torch.zeros_like(column_sums_N).index_put_((targets_Q,), weights_at_Q, accumulate=True)
-    return costs_Q + column_costs_Q, row_weights_Q, column_weights_N
+    weights_N = torch.zeros_like(sums.columns_N).index_put_((targets_Q,), weights_at_Q, accumulate=True)
+    return costs_Q + column_costs_Q, Weights(weights_Q, row_weights_Q, weights_N)
 
 
-def target_weights(
-    block: Block, row_weights_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-) -> Tensor:
-    """-d(objective)/d(logit) of each query's target, which is its only positive."""
-    if column_sums_N is None:
-        return row_weights_Q
-    at_Q = _within(block.targets, len(block.passages))
-    return row_weights_Q + _cost(column_sums_N[at_Q], _target_logits(block), weights_Q)[1]
+def of_targets(block: Block, sums: Sums, weights: Weights) -> Weights:
+    """The weights with -d(objective)/d(logit) of each query's target, its only positive, for its loss's."""
+    targets_Q = weights.rows_Q
+    if sums.columns_N is not None:
+        at_Q = _within(block.targets, len(block.passages))
+        wanted_Q = _target_logits(block)
+        targets_Q = targets_Q + _cost(sums.columns_N[at_Q], wanted_Q, weights.losses_Q)[1]
+    return weights._replace(losses_Q=targets_Q)
+
+
+def as_kernels_take_them(sums: Sums, weights: Weights) -> tuple[Tensor | None, ...]:
+    """What kernels that form weights read, in the order of their arguments."""
+    return sums.rows_Q, weights.rows_Q, sums.columns_N, weights.columns_N, weights.losses_Q
 
 
 def _within(targets: Tensor, count: int) -> Tensor:
@@ -184,20 +180,10 @@ def _cost(sums_Q: Tensor, wanted_Q: Tensor, weights_Q: Tensor) -> tuple[Tensor, 
 
 
 def gradients(
-    form_weights: FormWeights,
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
+    form_weights: FormWeights, block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]
 ) -> Gradients:
     """`blocks.Kernels.gradients` out of weights that a kernel forms and torch's matrix products."""
-    return in_range_of_half(
-        partial(_by_chunks, form_weights),
-        block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs,
-    )  # fmt: skip
+    return in_range_of_half(partial(_by_chunks, form_weights), block, sums, weights, needs)
 
 
 def one_direction(
@@ -225,40 +211,29 @@ def one_direction(
         weights_R, wanted_R = weights_Q[rows], wanted_Q[rows]
         sums_R = form_exps(part, wanted_R, exps_RN)
         far_R = ~(sums_R < FAR)  # or NaN
-        far_sums_R, _ = negative_sums(part, False, far_R)
-        far_costs_R, far_weights_R = _cost(far_sums_R, wanted_R, weights_R)
+        far_sums = negative_sums(part, False, far_R)
+        far_costs_R, far_weights_R = _cost(far_sums.rows_Q, wanted_R, weights_R)
         costs_Q[rows] = torch.where(far_R, far_costs_R, torch.log1p(sums_R))
         share_R = weights_R / (1 + sums_R)
         row_weights_R = torch.where(far_R, far_weights_R, share_R * sums_R)
         row_weights_Q[rows] = row_weights_R
-        all_R = slice(0, len(wanted_R))
-        form_weights(
-            part, all_R, far_sums_R, row_weights_R, None, None, row_weights_R, exps_RN, far_R
-        )  # fmt: skip
+        of_targets_R = Weights(row_weights_R, row_weights_R, None)
+        form_weights(part, slice(0, len(wanted_R)), far_sums, of_targets_R, exps_RN, far_R)
         inverse = 1 / block.temperature
         factors = _Factors(
             torch.where(far_R, 1.0, share_R * inverse)[:, None],
             torch.where(far_R, 0.0, row_weights_R * inverse)[:, None],
         )
         total.add(rows, exps_RN, factors)
-    return OneDirection(costs_Q, row_weights_Q, total.sums())
+    return OneDirection(costs_Q, Weights(weights_Q, row_weights_Q, None), total.sums())
 
 
 def _by_chunks(
-    form_weights: FormWeights,
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
+    form_weights: FormWeights, block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]
 ) -> Gradients:
     total = _Gradients(block, needs)
     for rows, weights_RN in _workspaces(block):
-        form_weights(
-            block, rows, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, weights_RN
-        )
+        form_weights(block, rows, sums, weights, weights_RN)
         total.add(rows, weights_RN)
     return total.sums()
 
@@ -326,13 +301,10 @@ def through_temperature(block: Block, grads: Tensor, rows: Tensor) -> Tensor:
 
 
 def in_range_of_half(
-    compute: Callable[..., Gradients],
+    compute: Callable[[Block, Sums, Weights, tuple[bool, bool]], Gradients],
     block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
+    sums: Sums,
+    weights: Weights,
     needs: tuple[bool, bool],
 ) -> Gradients:
     """Gradients as `compute` forms them; for float16, whose range ends at 6e-8, from larger weights.
@@ -340,14 +312,11 @@ def in_range_of_half(
     Their power of two brings the largest, over the temperature, near 2^12: a pair has at most three of them.
     """
     if block.queries.dtype != torch.float16:
-        return compute(block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs)
-    given = [weights for weights in (row_weights_Q, column_weights_N, weights_Q) if weights is not None]
-    largest = torch.stack([weights.nan_to_num().abs().amax() for weights in given]).amax()
+        return compute(block, sums, weights, needs)
+    largest = torch.stack([w.nan_to_num().abs().amax() for w in weights if w is not None]).amax()
     scale = torch.exp2(12 - (largest / block.temperature).clamp(2.0**-100, 2.0**100).log2().ceil())
-    columns = None if column_weights_N is None else column_weights_N * scale
-    grads = compute(
-        block, row_sums_Q, row_weights_Q * scale, column_sums_N, columns, weights_Q * scale, needs
-    )
+    scaled = Weights._make(None if w is None else w * scale for w in weights)
+    grads = compute(block, sums, scaled, needs)
     grad_q, grad_p = (None if grad is None else grad.div_(scale) for grad in grads[:2])
     return grad_q, grad_p, grads[2] / scale
 

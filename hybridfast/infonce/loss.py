@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, NamedTuple, cast
 
@@ -9,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridfast.infonce import ops
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-POSITIVES = ("target", "groups")
-REDUCTIONS = ("mean", "sum", "none")
+from hybridfast.infonce.problem import Problem, scalar
 
 
 class InfoNCEStats(NamedTuple):
@@ -84,143 +82,15 @@ def info_nce(
         raise ValueError(
             "return_stats needs the gradients formed with the loss: reduction must not be 'none'"
         )
-    _check_choice("reduction", reduction, REDUCTIONS)
-    temperature, compute_dtype = prepare(
-        queries,
-        passages,
-        temperature,
-        targets=targets,
-        query_groups=query_groups,
-        passage_groups=passage_groups,
-        positives=positives,
-        bidirectional=bidirectional,
-        in_batch=in_batch,
-        margin=margin,
-        grad_tolerance=grad_tolerance,
-        compute_dtype=compute_dtype,
-        backend=backend,
-    )
-    with_grad = torch.is_grad_enabled()
-    needs = [
-        with_grad and isinstance(value, Tensor) and value.requires_grad
-        for value in (queries, passages, temperature)
-    ]
-    problem = ops.Problem(
+    problem = Problem(
         queries, passages, temperature, targets, query_groups, passage_groups, positives, bidirectional,
-        in_batch, float(margin), normalize, grad_tolerance, compute_dtype, backend, needs,
+        in_batch, margin, normalize, reduction, grad_tolerance, compute_dtype, backend,
     )  # fmt: skip
-    loss, stats = ops.info_nce(problem, reduction)
+    loss, stats = ops.info_nce(problem.checked())
     if not return_stats:
         return loss
     kept, dropped = stats.tolist() if isinstance(stats, Tensor) else stats
     return loss, InfoNCEStats(kept, dropped)
-
-
-def prepare(
-    queries: Tensor,
-    passages: Tensor,
-    temperature: float | Tensor,
-    *,
-    targets: Tensor | None,
-    query_groups: Tensor | None,
-    passage_groups: Tensor | None,
-    positives: str,
-    bidirectional: bool,
-    in_batch: bool,
-    margin: float,
-    grad_tolerance: float,
-    compute_dtype: torch.dtype | None,
-    backend: str,
-) -> tuple[Tensor | float, torch.dtype | None]:
-    """Check `info_nce`'s arguments; the temperature as a number or a tensor (), and autocast's dtype."""
-    _check_shapes(queries, passages, targets, query_groups, passage_groups)
-    _check_choice("positives", positives, POSITIVES)
-    _check_choice("backend", backend, ops.BACKENDS)
-    if positives == "groups" and query_groups is None:
-        raise ValueError("positives='groups' needs query_groups and passage_groups")
-    if bidirectional and not in_batch:
-        raise ValueError(
-            "in_batch=False leaves the passage-to-query direction no negatives: bidirectional must be False"
-        )
-    if not math.isfinite(margin):
-        raise ValueError(f"margin must be finite, got {margin}")
-    if not 0 <= grad_tolerance < 1:
-        raise ValueError(f"grad_tolerance must be in [0, 1), got {grad_tolerance}")
-    if (
-        compute_dtype is None
-        and queries.dtype != torch.float64
-        and torch.is_autocast_enabled(queries.device.type)
-    ):
-        compute_dtype = torch.get_autocast_dtype(queries.device.type)
-    if compute_dtype is not None and compute_dtype not in DTYPES:
-        raise ValueError(f"compute_dtype must be one of {_names(DTYPES)}, got {compute_dtype}")
-    ops.block_backend(backend, queries.device, queries.dtype, compute_dtype)
-    if targets is None and positives == "target" and len(queries) > len(passages):
-        raise ValueError(
-            f"targets must be given for more queries than passages, got {len(queries)} and {len(passages)}"
-        )
-    return _scalar(temperature), compute_dtype
-
-
-def _scalar(temperature: float | Tensor) -> float | Tensor:
-    if not isinstance(temperature, Tensor):
-        ops.check_temperature(temperature)
-        return float(temperature)
-    if temperature.numel() != 1 or not temperature.is_floating_point():
-        raise ValueError(
-            "temperature must be a floating scalar, "
-            f"got shape {tuple(temperature.shape)} of {temperature.dtype}"
-        )
-    return temperature.reshape(())
-
-
-def _names(choices: tuple[Any, ...]) -> str:
-    return ", ".join(repr(choice) for choice in choices)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {_names(choices)}, got {value!r}")
-
-
-def _check_shapes(
-    queries: Tensor,
-    passages: Tensor,
-    targets: Tensor | None,
-    query_groups: Tensor | None,
-    passage_groups: Tensor | None,
-) -> None:
-    for name, rows, letter in (("queries", queries, "Q"), ("passages", passages, "N")):
-        if rows.ndim != 2:
-            raise ValueError(f"{name} must be ({letter}, D), got {tuple(rows.shape)}")
-        if 0 in rows.shape:
-            raise ValueError(f"{name} must not be empty, got {tuple(rows.shape)}")
-        if rows.dtype not in DTYPES:
-            raise ValueError(f"{name} must be one of {_names(DTYPES)}, got {rows.dtype}")
-    if passages.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"passages must be (N, {queries.shape[1]}) like queries, got {tuple(passages.shape)}"
-        )
-    if passages.dtype != queries.dtype:
-        raise ValueError(f"passages must be {queries.dtype} like queries, got {passages.dtype}")
-    if (query_groups is None) != (passage_groups is None):
-        missing = "query_groups" if query_groups is None else "passage_groups"
-        raise ValueError(f"{missing} must be given: groups of queries and of passages go together")
-    rows_of = (
-        ("targets", targets, len(queries)),
-        ("query_groups", query_groups, len(queries)),
-        ("passage_groups", passage_groups, len(passages)),
-    )
-    for name, ids, length in rows_of:
-        if ids is None:
-            continue
-        if tuple(ids.shape) != (length,):
-            raise ValueError(f"{name} must be ({length},), got {tuple(ids.shape)}")
-        if ids.dtype != torch.int64:
-            raise ValueError(f"{name} must be torch.int64, got {ids.dtype}")
-    for name, tensor in (("passages", passages), *((name, ids) for name, ids, _ in rows_of)):
-        if tensor is not None and tensor.device != queries.device:
-            raise ValueError(f"{name} must be on {queries.device} like queries, got {tensor.device}")
 
 
 class InfoNCE(nn.Module):
@@ -245,7 +115,7 @@ class InfoNCE(nn.Module):
         unknown = set(options) - _OPTIONS
         if unknown:
             raise TypeError(f"InfoNCE takes no option {sorted(unknown)[0]!r}")
-        _scalar(temperature)
+        scalar(temperature)
         low, high = temperature_range
         if not 0 < low <= high:
             raise ValueError(f"temperature_range must be 0 < low <= high, got {temperature_range}")
@@ -294,7 +164,9 @@ class InfoNCE(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in (shown | self.options).items())
 
 
-_OPTIONS = {
-    "positives", "bidirectional", "in_batch", "margin", "normalize", "reduction", "grad_tolerance",
-    "compute_dtype", "deterministic", "backend",
-}  # fmt: skip
+# What a module holds: the keywords that neither a batch brings nor change what is returned.
+_OPTIONS = (
+    inspect.signature(info_nce).parameters.keys()
+    - inspect.signature(InfoNCE.forward).parameters.keys()
+    - {"temperature", "return_stats"}
+)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridfast.infonce.blocks import Block, OneDirection
+from hybridfast.infonce.blocks import Block, Gradients, OneDirection, Sums, Weights
 
 # Of the similarity matrix, held at once: 4 MB in float32, and a few temporaries of that size.
 CHUNK_ENTRIES = 1 << 20
@@ -54,7 +54,7 @@ def _share(logits: Tensor, logsumexp: Tensor) -> Tensor:
     return torch.exp(logits - logsumexp.masked_fill(logsumexp == -torch.inf, 0.0))
 
 
-def negative_sums(block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
+def negative_sums(block: Block, columns: bool) -> Sums:
     passages = block.passages.to(block.temperature.dtype)
     row_sums_Q = passages.new_empty(len(block.queries))
     column_sums_N = passages.new_full((len(passages),), -torch.inf) if columns else None
@@ -63,47 +63,37 @@ def negative_sums(block: Block, columns: bool) -> tuple[Tensor, Tensor | None]:
         if column_sums_N is not None:
             own = _masked_logsumexp(chunk.logits, chunk.negative, 0)
             column_sums_N = torch.logaddexp(column_sums_N, own)
-    return row_sums_Q, column_sums_N
+    return Sums(row_sums_Q, column_sums_N)
 
 
-def positive_costs(
-    block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def positive_costs(block: Block, sums: Sums, weights_Q: Tensor) -> tuple[Tensor, Weights]:
     passages = block.passages.to(block.temperature.dtype)
-    costs_Q, row_weights_Q = torch.empty_like(row_sums_Q), torch.empty_like(row_sums_Q)
-    column_weights_N = None if column_sums_N is None else torch.zeros_like(column_sums_N)
+    costs_Q, row_weights_Q = torch.empty_like(sums.rows_Q), torch.empty_like(sums.rows_Q)
+    column_weights_N = None if sums.columns_N is None else torch.zeros_like(sums.columns_N)
     for chunk in _chunks(block, passages):
         weights = weights_Q[chunk.rows, None]
         # A mask by `where`, not by a product: infinity outside the mask must not turn into NaN.
-        off = torch.where(chunk.positive, row_sums_Q[chunk.rows, None] - chunk.wanted, -torch.inf)
+        off = torch.where(chunk.positive, sums.rows_Q[chunk.rows, None] - chunk.wanted, -torch.inf)
         costs_Q[chunk.rows] = torch.logaddexp(torch.zeros_like(off), off).sum(dim=1)
         row_weights_Q[chunk.rows] = (weights * torch.sigmoid(off)).sum(dim=1)
-        if column_sums_N is not None and column_weights_N is not None:
-            off = torch.where(chunk.positive, column_sums_N - chunk.wanted, -torch.inf)
+        if sums.columns_N is not None and column_weights_N is not None:
+            off = torch.where(chunk.positive, sums.columns_N - chunk.wanted, -torch.inf)
             costs_Q[chunk.rows] += torch.logaddexp(torch.zeros_like(off), off).sum(dim=1)
             column_weights_N += (weights * torch.sigmoid(off)).sum(dim=0)
-    return costs_Q, row_weights_Q, column_weights_N
+    return costs_Q, Weights(weights_Q, row_weights_Q, column_weights_N)
 
 
-def gradients(
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
+def gradients(block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]) -> Gradients:
     passages = block.passages.to(block.temperature.dtype)
     total = _Gradients(block, passages, needs)
     for chunk in _chunks(block, passages):
-        row_sums = row_sums_Q[chunk.rows, None]
+        row_sums = sums.rows_Q[chunk.rows, None]
         off = torch.sigmoid(row_sums - chunk.wanted)
-        negative = row_weights_Q[chunk.rows, None] * _share(chunk.logits, row_sums)
-        if column_sums_N is not None and column_weights_N is not None:
-            off = off + torch.sigmoid(column_sums_N - chunk.wanted)
-            negative = negative + column_weights_N * _share(chunk.logits, column_sums_N)
-        total.add(chunk, negative, weights_Q[chunk.rows, None] * off)
+        negative = weights.rows_Q[chunk.rows, None] * _share(chunk.logits, row_sums)
+        if sums.columns_N is not None and weights.columns_N is not None:
+            off = off + torch.sigmoid(sums.columns_N - chunk.wanted)
+            negative = negative + weights.columns_N * _share(chunk.logits, sums.columns_N)
+        total.add(chunk, negative, weights.losses_Q[chunk.rows, None] * off)
     return total.sums()
 
 
@@ -121,7 +111,7 @@ def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> 
         row_weights_Q[chunk.rows] = positive.sum(dim=1)
         negative = row_weights_Q[chunk.rows, None] * _share(chunk.logits, row_sums)
         total.add(chunk, negative, positive)
-    return OneDirection(costs_Q, row_weights_Q, total.sums())
+    return OneDirection(costs_Q, Weights(weights_Q, row_weights_Q, None), total.sums())
 
 
 class _Gradients:
@@ -144,5 +134,5 @@ class _Gradients:
         if self.grad_p is not None:
             self.grad_p += gradient.T @ chunk.queries
 
-    def sums(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def sums(self) -> Gradients:
         return self.grad_q, self.grad_p, self.grad_t / self.block.temperature

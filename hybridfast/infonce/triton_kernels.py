@@ -14,7 +14,7 @@ Nothing is read out of bounds: rows past the last are read as the last and maske
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,27 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from hybridfast.infonce import gpu
-from hybridfast.infonce.blocks import Block, OneDirection
+from hybridfast.infonce.blocks import Block, Gradients, OneDirection, Sums, Weights
+from hybridfast.infonce.triton_tiles import Tiles, as_rows, launch, precision, tile_products, tiles_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Below this a sum may miss terms, since exp2 ends at 2^-126. Only the lowest temperatures get there.
 FADED = tl.constexpr(2.0**-96)
 
-
-class Tiles(NamedTuple):
-    """What a program works on at a time: queries, passages and dimensions; its warps and pipeline stages."""
-
-    queries: int
-    passages: int
-    dims: int
-    warps: int
-    stages: int
-
-
-# Hopper's tensor cores want the largest tiles whose products fit the registers; half of that fits any GPU's
-# shared memory. True float32 products run on the ordinary units.
-HOPPER_HALF, HALF = Tiles(256, 128, 64, 8, 4), Tiles(128, 128, 32, 8, 3)
-TF32, FLOAT32 = Tiles(128, 128, 32, 8, 3), Tiles(64, 64, 32, 4, 3)
 SMALL_DIM = 128  # up to here the gradients of half-precision products are formed on the chip
 SMALL_HALF = Tiles(128, 64, SMALL_DIM, 8, 2)
 
@@ -74,23 +60,6 @@ def _pairs(rows, columns, target, group, passage_groups, excluded, Q, N, BY_GROU
         negative = negative & (tl.load(excluded + at_columns) == 0)[None, :]
     inside = (rows < Q)[:, None] & (columns < N)[None, :]
     return positive & inside, negative & inside
-
-
-@triton.jit
-def _products(
-    queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
-    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The inner products of some queries with some passages, summed in float32."""
-    dims = tl.arange(0, BLOCK_D)
-    at_q = queries + at_rows.to(tl.int64)[:, None] * query_stride + dims[None, :]
-    at_p = passages + at_columns.to(tl.int64)[None, :] * passage_stride + dims[:, None]
-    products = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
-    for start in range(0, D, BLOCK_D):
-        q = tl.load(at_q + start, mask=(dims < D - start)[None, :], other=0.0)
-        p = tl.load(at_p + start, mask=(dims < D - start)[:, None], other=0.0)
-        products = tl.dot(q, p, products, input_precision=PRECISION)
-    return products
 
 
 @triton.jit
@@ -133,7 +102,7 @@ def _sums_kernel(
     last_tile = tl.minimum((split + 1) * tiles_each, tl.cdiv(N, BLOCK_N))
     for column_tile in range(split * tiles_each, last_tile):
         columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        products = _products(
+        products = tile_products(
             queries, passages, at_rows, tl.minimum(columns, N - 1), D, query_stride, passage_stride,
             BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
@@ -193,7 +162,7 @@ def _group_costs_kernel(
         positive, _ = _pairs(rows, columns, target, group, passage_groups, excluded, Q, N, BY_GROUP)
         column_weight = tl.zeros((BLOCK_N,), tl.float32)
         if tl.max(positive.to(tl.int32)) > 0:  # most tiles hold none, and need no products
-            products = _products(
+            products = tile_products(
                 queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
                 BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
@@ -276,7 +245,7 @@ def _weights_kernel(
     at_rows, at_columns = tl.minimum(rows, Q - 1), tl.minimum(columns, N - 1)
     if not _any(only, at_rows):
         return
-    products = _products(
+    products = tile_products(
         queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
         BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
     )  # fmt: skip
@@ -305,7 +274,7 @@ def _exps_kernel(
     rows = row_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     at_rows, at_columns = tl.minimum(rows, Q - 1), tl.minimum(columns, N - 1)
-    products = _products(
+    products = tile_products(
         queries, passages, at_rows, at_columns, D, query_stride, passage_stride,
         BLOCK_Q, BLOCK_N, BLOCK_D, PRECISION,
     )  # fmt: skip
@@ -377,41 +346,11 @@ def _gradient_kernel(
     tl.store(at_grads, total, mask=(own < count)[:, None] & inside)
 
 
-def _precision() -> str:
-    """How float32 products are formed, as torch is set to form its own."""
-    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # from torch 2.9
-    tf32 = torch.backends.cuda.matmul.allow_tf32 if setting is None else setting == "tf32"
-    return "tf32" if tf32 else "ieee"
-
-
-def _tiles(block: Block) -> Tiles:
-    if block.queries.dtype == torch.float32:
-        return TF32 if _precision() == "tf32" else FLOAT32
-    device = block.queries.device
-    hopper = device.type == "cuda" and torch.version.hip is None
-    hopper = hopper and torch.cuda.get_device_capability(device)[0] == 9
-    return HOPPER_HALF if hopper and not block.by_group else HALF  # by group, there is more to hold
-
-
-def launch(kernel: Any, programs: int, tiles: Tiles, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel that works by tiles, on the device of its first argument, a tensor."""
-    with torch.cuda.device_of(arguments[0]):
-        kernel[(programs,)](
-            *arguments,
-            BLOCK_Q=tiles.queries,
-            BLOCK_N=tiles.passages,
-            BLOCK_D=tiles.dims,
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-            **constants,
-        )
-
-
 def _launch(
     kernel: Any, programs: int, tiles: Tiles, block: Block, *arguments: Any, **constants: Any
 ) -> None:
     """Run a kernel whose first arguments are the block's."""
-    queries, passages = (_rows(rows) for rows in (block.queries, block.passages))
+    queries, passages = (as_rows(rows) for rows in (block.queries, block.passages))
     by_groups = block.query_groups is not None and block.passage_groups is not None
     launch(
         kernel,
@@ -431,20 +370,13 @@ def _launch(
         passages.stride(0),
         *arguments,
         BY_GROUP=block.by_group,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         **constants,
     )
 
 
 def _flags(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
-
-
-def _rows(rows: Tensor) -> Tensor:
-    """Rows whose dimensions are next to each other; Triton's interpreter has no products of bfloat16."""
-    if rows.device.type == "cpu" and rows.dtype == torch.bfloat16:
-        rows = rows.float()
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _sweep(
@@ -457,7 +389,7 @@ def _sweep(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`gpu.sweep` by a kernel that takes such arguments."""
-    tiles = _tiles(block)
+    tiles = tiles_of(block)
 
     def run(band: gpu.Band, row_parts: Tensor, column_parts: Tensor | None) -> None:
         programs = triton.cdiv(band.last - band.first, tiles.queries) * band.splits
@@ -468,41 +400,30 @@ def _sweep(
     return gpu.sweep(run, block, tile, merge, nothing=nothing, outputs=outputs, columns=columns)
 
 
-def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def negative_sums(block: Block, columns: bool, only_Q: Tensor | None = None) -> Sums:
     """`blocks.Kernels.negative_sums`; where `only_Q` is False, a query's sum may be anything."""
     (row_sums_Q,), column_sums_N = _sweep(
         _sums_kernel, block, torch.logsumexp, -torch.inf, 1, columns, _flags(only_Q)
     )
-    return row_sums_Q, column_sums_N
+    return Sums(row_sums_Q, column_sums_N)
 
 
-def positive_costs(
-    block: Block, row_sums_Q: Tensor, column_sums_N: Tensor | None, weights_Q: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def positive_costs(block: Block, sums: Sums, weights_Q: Tensor) -> tuple[Tensor, Weights]:
     if not block.by_group:
-        return gpu.target_costs(block, row_sums_Q, column_sums_N, weights_Q)
+        return gpu.target_costs(block, sums, weights_Q)
     (costs_Q, row_weights_Q), column_weights_N = _sweep(
-        _group_costs_kernel, block, torch.sum, 0.0, 2, column_sums_N is not None,
-        block.margin, row_sums_Q, column_sums_N, weights_Q,
+        _group_costs_kernel, block, torch.sum, 0.0, 2, sums.columns_N is not None,
+        block.margin, *sums, weights_Q,
     )  # fmt: skip
-    return costs_Q, row_weights_Q, column_weights_N
+    return costs_Q, Weights(weights_Q, row_weights_Q, column_weights_N)
 
 
-def gradients(
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
+def gradients(block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]) -> Gradients:
     if not block.by_group:
-        weights_Q = gpu.target_weights(block, row_weights_Q, column_sums_N, weights_Q)
-    given = (block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs)
+        weights = gpu.of_targets(block, sums, weights)
     if block.queries.dtype != torch.float32 and block.queries.shape[1] <= SMALL_DIM:
-        return gpu.in_range_of_half(_small_gradients, *given)
-    return gpu.gradients(_form_weights, *given)
+        return gpu.in_range_of_half(_small_gradients, block, sums, weights, needs)
+    return gpu.gradients(_form_weights, block, sums, weights, needs)
 
 
 def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> OneDirection | None:
@@ -514,7 +435,7 @@ def one_direction(block: Block, weights_Q: Tensor, needs: tuple[bool, bool]) -> 
 
 
 def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
-    tiles = _tiles(block)
+    tiles = tiles_of(block)
     row_tiles, column_tiles = (
         triton.cdiv(len(block.queries), tiles.queries),
         triton.cdiv(len(block.passages), tiles.passages),
@@ -527,44 +448,27 @@ def _form_exps(block: Block, wanted_Q: Tensor, out_QN: Tensor) -> Tensor:
 
 
 def _form_weights(
-    block: Block,
-    rows: slice,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    out_RN: Tensor,
-    only_Q: Tensor | None = None,
+    block: Block, rows: slice, sums: Sums, weights: Weights, out_RN: Tensor, only_Q: Tensor | None = None
 ) -> None:
-    tiles = _tiles(block)
+    tiles = tiles_of(block)
     programs = triton.cdiv(len(out_RN), tiles.queries) * triton.cdiv(len(block.passages), tiles.passages)
     _launch(
-        _weights_kernel, programs, tiles, block,
-        block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
+        _weights_kernel, programs, tiles, block, block.margin, *gpu.as_kernels_take_them(sums, weights),
         _flags(only_Q), out_RN, out_RN.stride(0), rows.start, rows.stop,
     )  # fmt: skip
 
 
-def _small_gradients(
-    block: Block,
-    row_sums_Q: Tensor,
-    row_weights_Q: Tensor,
-    column_sums_N: Tensor | None,
-    column_weights_N: Tensor | None,
-    weights_Q: Tensor,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
+def _small_gradients(block: Block, sums: Sums, weights: Weights, needs: tuple[bool, bool]) -> Gradients:
     tiles = SMALL_HALF._replace(dims=max(16, triton.next_power_of_2(block.queries.shape[1])))
 
     def gradient(own: Tensor, own_tile: int, others: Tensor, other_tile: int) -> Tensor:
         own_tiles, other_tiles = triton.cdiv(len(own), own_tile), triton.cdiv(len(others), other_tile)
         tiles_each = triton.cdiv(other_tiles, triton.cdiv(gpu.PROGRAMS, own_tiles))
         splits = triton.cdiv(other_tiles, tiles_each)
-        parts = row_sums_Q.new_empty((splits, *own.shape))
+        parts = sums.rows_Q.new_empty((splits, *own.shape))
         _launch(
-            _gradient_kernel, own_tiles * splits, tiles, block,
-            block.margin, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q,
+            _gradient_kernel, own_tiles * splits, tiles, block, block.margin,
+            *gpu.as_kernels_take_them(sums, weights),
             parts, splits, tiles_each, OF_QUERIES=own is block.queries,
         )  # fmt: skip
         return parts.sum(dim=0) if splits > 1 else parts[0]

@@ -41,14 +41,10 @@ def solve(kernels, block, columns, needs=(True, True)):
     """All that the kernels compute of a block, for given weights of the losses."""
     generator = torch.Generator().manual_seed(3)
     weights_Q = torch.rand(len(block.queries), generator=generator).to(block.temperature)
-    row_sums_Q, column_sums_N = kernels.negative_sums(block, columns)
-    costs_Q, row_weights_Q, column_weights_N = kernels.positive_costs(
-        block, row_sums_Q, column_sums_N, weights_Q
-    )
-    grads = kernels.gradients(
-        block, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, needs
-    )
-    return row_sums_Q, column_sums_N, costs_Q, row_weights_Q, column_weights_N, *grads
+    sums = kernels.negative_sums(block, columns)
+    costs_Q, weights = kernels.positive_costs(block, sums, weights_Q)
+    assert weights.losses_Q is weights_Q
+    return *sums, costs_Q, *weights[1:], *kernels.gradients(block, sums, weights, needs)
 
 
 def check(kernels, block, columns):
@@ -71,12 +67,10 @@ def check_one_direction(kernels, block, needs=(True, True)):
     got = kernels.one_direction(block, weights_Q, needs)
     exact = doubled(block)
     sums = torch_kernels.negative_sums(exact, False)
-    costs_Q, row_weights_Q, _ = torch_kernels.positive_costs(exact, *sums, weights_Q.double())
-    grads = torch_kernels.gradients(
-        exact, sums[0], row_weights_Q, None, None, weights_Q.double(), (True, True)
-    )
+    costs_Q, weights = torch_kernels.positive_costs(exact, sums, weights_Q.double())
+    grads = torch_kernels.gradients(exact, sums, weights, (True, True))
     rounded = max(1e-5, 8 * torch.finfo(block.queries.dtype).eps)
-    pairs = [(got.costs_Q, costs_Q, 2e-6), (got.row_weights_Q, row_weights_Q, 2e-6)]
+    pairs = [(got.costs_Q, costs_Q, 2e-6), (got.weights.rows_Q, weights.rows_Q, 2e-6)]
     pairs += [(grad, wanted, rounded) for grad, wanted in zip(got.gradients, grads, strict=True)]
     for (value, wanted, tolerance), need in zip(pairs, (True, True, *needs, True), strict=True):
         assert (value is not None) == need

@@ -31,11 +31,12 @@ from infonce.kernel_checks import (
 )
 
 from hybridfast import info_nce
-from hybridfast.infonce import gpu, ops, torch_kernels
+from hybridfast.infonce import backends, gpu, torch_kernels
+from hybridfast.infonce.blocks import Sums, Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "csrc/cuda/infonce.cu", ROOT / "csrc/cuda/bind.cpp"]
-ON_A_GPU = torch.cuda.is_available() and ops.CUDA and not ops.TRITON_INTERPRETED
+ON_A_GPU = torch.cuda.is_available() and backends.CUDA and not backends.TRITON_INTERPRETED
 DEVICE = "cuda" if ON_A_GPU else "cpu"
 DTYPES = [torch.bfloat16, torch.float16]
 # The GPU whose kernels run, and whether what goes on in the background ends as early or as late as it may.
@@ -160,7 +161,8 @@ def test_nothing_is_written_around(kernels, queries):
         storage = torch.full((queries + 4, width + 16), mark, dtype=torch.bfloat16, device=DEVICE)
         out = storage[2:-2, 8 : 8 + passages]
         if form == "weights":
-            kernels._form_weights(problem, slice(0, queries), sums, sums + 1, None, None, sums + 1, out)
+            weights = Weights(sums + 1, sums + 1, None)
+            kernels._form_weights(problem, slice(0, queries), Sums(sums, None), weights, out)
         else:
             kernels._form_exps(problem, sums, out)
         assert not out.isnan().any()
@@ -252,7 +254,7 @@ def test_rows_that_are_not_aligned_are_refused(native):
     ],
 )
 def test_says_what_it_lacks(monkeypatch, built, dtype, compute_dtype, message):
-    monkeypatch.setattr(ops, "CUDA", built)
+    monkeypatch.setattr(backends, "CUDA", built)
     rows = torch.ones(3, 8, dtype=dtype)
     with pytest.raises(ValueError, match=f"backend='cuda' {message}; use backend='auto' or 'torch'"):
         info_nce(rows, rows, backend="cuda", compute_dtype=compute_dtype)
@@ -268,6 +270,7 @@ def tool(name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "instructions"),
     [

@@ -81,6 +81,7 @@ def check_parity(rank, world, group):
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-5), (torch.bfloat16, 4e-2)):
         for sizes in (EVEN[:world], UNEVEN[:world]):
             for options in OPTIONS if dtype != torch.bfloat16 else OPTIONS[:2]:
+                whole, parts, t_grad = expected(sizes, dtype, options, 0.3)
                 for exchange in distributed.EXCHANGES:
                     shards, arguments = problem(sizes, dtype, options)
                     q, p, targets, query_groups, passage_groups, _ = shards[rank]
@@ -91,7 +92,6 @@ def check_parity(rank, world, group):
                         query_groups=query_groups, passage_groups=passage_groups, **arguments,
                     )  # fmt: skip
                     (2 * loss).backward()
-                    whole, parts, t_grad = expected(sizes, dtype, options, 0.3)
                     mean, t_mean = loss.detach().clone(), t.grad.clone()
                     for value in (mean, t_mean):
                         dist.all_reduce(value, group=group)

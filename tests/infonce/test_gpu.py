@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridfast.infonce import gpu, torch_kernels
-from hybridfast.infonce.blocks import Block
+from hybridfast.infonce.blocks import Block, Sums, Weights
 
 
 def block(queries=300, passages=150, dim=12, dtype=torch.float32, targets=None):
@@ -21,24 +21,26 @@ def doubled(block):
     return block._replace(queries=rows[0], passages=rows[1], temperature=rows[2])
 
 
-def sums_and_weights(block, columns=True):
+def doubles(tensors):
+    return type(tensors)._make(None if x is None else x.double() for x in tensors)
+
+
+def sums_and_weights(block):
     weights_Q = torch.rand(len(block.queries), dtype=block.temperature.dtype)
-    row_sums_Q, column_sums_N = torch_kernels.negative_sums(block, columns)
-    _, row_weights_Q, column_weights_N = torch_kernels.positive_costs(
-        block, row_sums_Q, column_sums_N, weights_Q
-    )
-    return row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q
+    sums = torch_kernels.negative_sums(block, True)
+    return sums, torch_kernels.positive_costs(block, sums, weights_Q)[1]
 
 
-def form_weights(block, rows, row_sums_Q, row_weights_Q, column_sums_N, column_weights_N, weights_Q, out_RN):
+def form_weights(block, rows, sums, weights, out_RN):
     products_RN = block.queries[rows].float() @ block.passages.float().T
     logits_RN = products_RN / block.temperature
     positive_RN = torch.arange(len(block.passages)) == block.targets[rows, None]
     wanted_RN = (products_RN - block.margin) / block.temperature
-    formed_RN = row_weights_Q[rows, None] * torch.exp(logits_RN - row_sums_Q[rows, None])
-    formed_RN += column_weights_N * torch.exp(logits_RN - column_sums_N)
-    off_RN = torch.sigmoid(row_sums_Q[rows, None] - wanted_RN) + torch.sigmoid(column_sums_N - wanted_RN)
-    formed_RN = torch.where(positive_RN, -weights_Q[rows, None] * off_RN, formed_RN)
+    row_sums_R, columns_N = sums.rows_Q[rows, None], sums.columns_N
+    formed_RN = weights.rows_Q[rows, None] * torch.exp(logits_RN - row_sums_R)
+    formed_RN += weights.columns_N * torch.exp(logits_RN - columns_N)
+    off_RN = torch.sigmoid(row_sums_R - wanted_RN) + torch.sigmoid(columns_N - wanted_RN)
+    formed_RN = torch.where(positive_RN, -weights.losses_Q[rows, None] * off_RN, formed_RN)
     out_RN.copy_(formed_RN / block.temperature)
 
 
@@ -62,7 +64,7 @@ def test_gradients_by_chunks(monkeypatch, needs, dtype):
     problem = block(dtype=dtype)
     given = sums_and_weights(problem)
     got = gpu.gradients(recorded, problem, *given, needs)
-    exact = torch_kernels.gradients(doubled(problem), *(x.double() for x in given), (True, True))
+    exact = torch_kernels.gradients(doubled(problem), *map(doubles, given), (True, True))
     assert len(chunks) > 1
     assert [row for rows in chunks for row in range(rows.start, rows.stop)] == list(range(300))
     tolerance = 4 * torch.finfo(dtype).eps
@@ -76,10 +78,10 @@ def test_gradients_by_chunks(monkeypatch, needs, dtype):
 def test_float16_does_not_lose_small_weights():
     """A loss averaged over a million queries weighs 1e-6; shares of it are below all float16 numbers."""
     problem = block(dtype=torch.float16)
-    given = sums_and_weights(problem)
-    small = [x * 1e-6 if place in (1, 3, 4) else x for place, x in enumerate(given)]
-    got = gpu.gradients(form_weights, problem, *small, (True, True))
-    exact = torch_kernels.gradients(doubled(problem), *(x.double() for x in small), (True, True))
+    sums, weights = sums_and_weights(problem)
+    small = Weights._make(x * 1e-6 for x in weights)
+    got = gpu.gradients(form_weights, problem, sums, small, (True, True))
+    exact = torch_kernels.gradients(doubled(problem), doubles(sums), doubles(small), (True, True))
     for grad, wanted in zip(got, exact, strict=True):
         assert (grad - wanted).norm() <= 4 * torch.finfo(torch.float16).eps * wanted.norm()
 
@@ -89,19 +91,18 @@ def test_costs_of_targets(monkeypatch):
     monkeypatch.setattr(gpu, "WORKSPACE", 40 * 3 * 12 * 4)
     problem = block()
     problem.targets[7] = -1
-    row_sums_Q, _, column_sums_N, _, weights_Q = sums_and_weights(problem)
-    for columns in (column_sums_N, None):
-        got = gpu.target_costs(problem, row_sums_Q, columns, weights_Q)
-        wanted = torch_kernels.positive_costs(problem, row_sums_Q, columns, weights_Q)
-        for ours, theirs in zip(got, wanted, strict=True):
+    both, given = sums_and_weights(problem)
+    for sums in (both, both._replace(columns_N=None)):
+        costs_Q, weights = gpu.target_costs(problem, sums, given.losses_Q)
+        wanted_Q, wanted = torch_kernels.positive_costs(problem, sums, given.losses_Q)
+        for ours, theirs in zip((costs_Q, *weights), (wanted_Q, *wanted), strict=True):
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 torch.testing.assert_close(ours, theirs)
-    assert got[0][7] == got[1][7] == 0
+    assert costs_Q[7] == weights.rows_Q[7] == 0
 
 
 def test_targets_that_are_no_passage_cost_nan():
     problem = block(4, 6, targets=torch.tensor([2, 6, -2, -1]))
-    weights = torch.ones(4)
-    costs_Q, row_weights_Q, _ = gpu.target_costs(problem, torch.zeros(4), None, weights)
-    assert costs_Q.isnan().tolist() == row_weights_Q.isnan().tolist() == [False, True, True, False]
+    costs_Q, weights = gpu.target_costs(problem, Sums(torch.zeros(4), None), torch.ones(4))
+    assert costs_Q.isnan().tolist() == weights.rows_Q.isnan().tolist() == [False, True, True, False]

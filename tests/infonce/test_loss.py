@@ -1,5 +1,6 @@
 """The public function and module: what they accept, refuse, save, and how they live inside torch."""
 
+import inspect
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 import hybridfast
 from hybridfast import InfoNCE, info_nce
-from hybridfast.infonce import reference
+from hybridfast.infonce import distributed, reference
+from hybridfast.infonce.problem import Problem
 
 
 @pytest.fixture
@@ -66,6 +68,21 @@ def test_bad_input_is_named(message, change):
     with pytest.raises(ValueError) as error:
         info_nce(**arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("function", [info_nce, distributed.info_nce], ids=["one process", "ranks"])
+def test_signatures_and_the_problem_have_the_same_options(function):
+    """Both pass options on by place: in the problem's order, and with its defaults."""
+    of_call = {"deterministic", "return_stats", "exchange", "process_group"}
+    options = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in of_call and parameter.default is not inspect.Parameter.empty
+    }
+    of_one_process = {"reduction", "backend"} if function is distributed.info_nce else set()
+    fields = [name for name in Problem._fields[2:-1] if name not in of_one_process]
+    assert list(options) == fields
+    assert options == {name: Problem._field_defaults[name] for name in fields}
 
 
 def test_compiled_is_eager(batch):
@@ -152,8 +169,8 @@ def test_saves_the_gradients_and_nothing_else():
 
 def test_backward_reuses_the_memory_of_the_saved_gradients(batch):
     q, p = batch
-    arguments = (q, p, torch.tensor(0.05), torch.arange(8), None, None, "target", False, True, 0.0, True, 0.0)
-    loss, _, saved, *_ = torch.ops.hybridfast.info_nce(*arguments, None, "auto", [True, True, False], "mean")
+    problem = Problem(q, p, torch.tensor(0.05), needs=(True, True, False))
+    loss, _, saved, *_ = torch.ops.hybridfast.info_nce(*problem)
     (2 * loss).backward()
     assert p.grad.data_ptr() == saved.data_ptr()
 

@@ -24,13 +24,15 @@ from infonce.kernel_checks import block as block_on
 from torch.utils._pytree import tree_leaves
 
 from hybridfast import info_nce
-from hybridfast.infonce import gpu, loss, ops, torch_kernels
+from hybridfast.infonce import backends, blocks, gpu, ops, torch_kernels
+from hybridfast.infonce.problem import Problem
 
 triton_kernels = pytest.importorskip("hybridfast.infonce.triton_kernels", reason="needs the package triton")
+triton_tiles = pytest.importorskip("hybridfast.infonce.triton_tiles", reason="needs the package triton")
 
-if not (ops.TRITON_INTERPRETED or torch.cuda.is_available()):
+if not (backends.TRITON_INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
-DEVICE = "cpu" if ops.TRITON_INTERPRETED else "cuda"
+DEVICE = "cpu" if backends.TRITON_INTERPRETED else "cuda"
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 block = partial(block_on, device=DEVICE)
@@ -39,9 +41,10 @@ block = partial(block_on, device=DEVICE)
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles so small that 37 x 101 pairs are several, in splits, bands and chunks with an odd last one."""
-    tiles = triton_kernels.Tiles(16, 32, 16, 4, 2)
-    for name in ("HOPPER_HALF", "HALF", "TF32", "FLOAT32", "SMALL_HALF"):
-        monkeypatch.setattr(triton_kernels, name, tiles)
+    tiles = triton_tiles.Tiles(16, 32, 16, 4, 2)
+    for name in ("HOPPER_HALF", "HALF", "TF32", "FLOAT32"):
+        monkeypatch.setattr(triton_tiles, name, tiles)
+    monkeypatch.setattr(triton_kernels, "SMALL_HALF", tiles)
     monkeypatch.setattr(gpu, "PROGRAMS", 4)
     monkeypatch.setattr(gpu, "LEAST_SPLITS", 2)
     monkeypatch.setattr(gpu, "COLUMN_PARTS", 2 * 101 * 4)
@@ -191,20 +194,16 @@ def test_no_call_waits_for_the_device(monkeypatch, dim, dtype, in_batch, positiv
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it does not know such a device
     monkeypatch.setattr(torch, "autocast", lambda *_, **options: contextlib.nullcontext())
     monkeypatch.setattr(triton_kernels, "_launch", lambda kernel, *_, **constants: launched.append(kernel))
-    monkeypatch.setattr(ops, "block_kernels", lambda *_: triton_kernels)
+    monkeypatch.setattr(blocks, "kernels_of", lambda problem: triton_kernels)
     q, p = (torch.empty(rows, dim, dtype=dtype, device="meta") for rows in (64, 128))
     groups = [torch.empty(rows, dtype=torch.int64, device="meta") for rows in (64, 128)]
     t = {"float": 0.1, "of the CPU": torch.tensor(0.1), "of the device": torch.empty((), device="meta")}
     with NoCopies():
-        scalar, compute_dtype = loss.prepare(
-            q, p, t[temperature], targets=None, query_groups=groups[0], passage_groups=groups[1],
-            positives=positives, bidirectional=in_batch, in_batch=in_batch, margin=0.1,
-            grad_tolerance=0.0, compute_dtype=None, backend="auto",
-        )  # fmt: skip
-        problem = ops.Problem(
-            q, p, scalar, None, *groups, positives, in_batch, in_batch, 0.1, True, 0.0, compute_dtype,
-            "auto", [True, True, temperature == "of the device"],
-        )  # fmt: skip
+        problem = Problem(
+            q, p, t[temperature], None, *groups, positives, bidirectional=in_batch, in_batch=in_batch,
+            margin=0.1, reduction="none",
+        ).checked()  # fmt: skip
+        problem = problem._replace(needs=(True, True, temperature == "of the device"))
         losses, grads, _ = ops._run(problem, torch.empty(64, device="meta"))
     assert {x.device.type for x in (losses, *grads[:2])} == {"meta"}
     assert triton_kernels._sums_kernel in launched
@@ -251,7 +250,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hybridfast.infonce import triton_kernels
+from hybridfast.infonce import triton_kernels, triton_tiles
 from hybridfast.evaluation import triton_ranks
 from hybridfast.infonce.blocks import Block
 
@@ -291,13 +290,13 @@ for name in ("_sums_kernel", "_group_costs_kernel", "_exps_kernel", "_weights_ke
     setattr(triton_kernels, name, Ahead(getattr(triton_kernels, name)))
 for name in ("_gold_scores_kernel", "_count_kernel"):
     setattr(triton_ranks, name, Ahead(getattr(triton_ranks, name)))
-triton_kernels._rows = lambda rows: rows  # the interpreter alone has no bfloat16
+triton_kernels.as_rows = lambda rows: rows  # the interpreter alone has no bfloat16
 golds = np.array([0, 2, 2, 3]), np.array([4, 0, 1])
 for dtype in (torch.float16, torch.float32):
     rows = [torch.zeros(count, 40, dtype=dtype) for count in (3, 5)]
-    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds)
+    triton_ranks.rank_counts(*rows, np.array([0, 2, 5]), np.arange(5), *golds, 1)
 if capability == 90:
-    triton_kernels.HALF = triton_kernels.HOPPER_HALF
+    triton_tiles.HALF = triton_tiles.HOPPER_HALF
 for queries, passages, dim, dtype, groups, by_group in (
     (512, 1024, 256, torch.float16, False, False),
     (512, 1024, 64, torch.float16, True, False),
@@ -309,14 +308,15 @@ for queries, passages, dim, dtype, groups, by_group in (
         torch.zeros(queries, dim, dtype=dtype), torch.zeros(passages, dim, dtype=dtype), torch.ones(()), 0.1,
         ids[0], *(ids if groups else (None, None)), by_group, ids[1].bool() if groups else None,
     )
-    weights = torch.ones(queries)
+    weights_Q = torch.ones(queries)
     sums = triton_kernels.negative_sums(block, groups)
-    _, rows, columns = triton_kernels.positive_costs(block, *sums, weights)
-    triton_kernels.gradients(block, sums[0], rows, sums[1], columns, weights, (True, True))
-    triton_kernels.one_direction(block, weights, (True, True))
+    _, weights = triton_kernels.positive_costs(block, sums, weights_Q)
+    triton_kernels.gradients(block, sums, weights, (True, True))
+    triton_kernels.one_direction(block, weights_Q, (True, True))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "shared_memory"), [(80, 163 << 10), (90, 227 << 10)], ids=["A100", "H100"]
 )

@@ -26,18 +26,28 @@ struct Shape {
   std::size_t queries, passages, dim;
 };
 
-double naive_loss(const InfoNceProblem& problem, std::size_t i) {
-  const auto similarity = [&](std::size_t a, std::size_t b) {
-    double dot = 0, q = 0, p = 0;
-    for (std::size_t d = 0; d < problem.dim; ++d) {
-      float x, y;
-      widen_row(problem.query_rows, a, d, 1, &x);
-      widen_row(problem.passage_rows, b, d, 1, &y);
-      dot += double{x} * y;
-      q += double{x} * x;
-      p += double{y} * y;
+std::vector<double> similarities(const InfoNceProblem& problem) {
+  std::vector<double> similarity_QN(problem.queries * problem.passages);
+  std::vector<float> x(problem.dim), y(problem.dim);
+  for (std::size_t a = 0; a < problem.queries; ++a) {
+    widen_row(problem.query_rows, a, 0, problem.dim, x.data());
+    for (std::size_t b = 0; b < problem.passages; ++b) {
+      widen_row(problem.passage_rows, b, 0, problem.dim, y.data());
+      double dot = 0, q = 0, p = 0;
+      for (std::size_t d = 0; d < problem.dim; ++d) {
+        dot += double{x[d]} * y[d];
+        q += double{x[d]} * x[d];
+        p += double{y[d]} * y[d];
+      }
+      similarity_QN[a * problem.passages + b] = problem.normalize ? dot / std::sqrt(q * p) : dot;
     }
-    return problem.normalize ? dot / std::sqrt(q * p) : dot;
+  }
+  return similarity_QN;
+}
+
+double naive_loss(const InfoNceProblem& problem, const std::vector<double>& similarity_QN, std::size_t i) {
+  const auto similarity = [&](std::size_t a, std::size_t b) {
+    return similarity_QN[a * problem.passages + b];
   };
   const auto same = [&](std::size_t a, std::size_t b) {
     return problem.query_groups && problem.query_groups[a] == problem.passage_groups[b];
@@ -117,8 +127,9 @@ void check(const Shape& shape, int options, std::mt19937& random) {
   const InfoNceGradients gradients{weights.data(), dq.data(), dp.data(), &temperature_grad,
                                    options & 8 ? 0.05 : 0.0};
   info_nce(problem, losses.data(), &gradients, 3);
+  const std::vector<double> similarity_QN = similarities(problem);
   for (std::size_t i = 0; i < shape.queries; ++i) {
-    const double wanted = naive_loss(problem, i);
+    const double wanted = naive_loss(problem, similarity_QN, i);
     if (std::abs(losses[i] - wanted) <= (bfloat16 ? 0.1 : 1e-4) * (1 + wanted)) continue;
     std::fprintf(stderr, "%zu x %zu x %zu, options %d: loss %zu is %g, should be %g\n", shape.queries,
                  shape.passages, shape.dim, options, i, losses[i], wanted);
