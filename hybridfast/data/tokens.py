@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ __all__ = [
     "TextIds",
     "TokenizedCorpus",
     "TokenizerIds",
+    "joined",
     "spans",
     "text_hash",
     "tokenize",
@@ -82,17 +84,17 @@ class TokenizerIds:
         prefixed = [self.prefix + text for text in texts]
         if self.plain:
             encodings = self.tokenizer.encode_batch_fast(prefixed, add_special_tokens=False)
-            rows = [encoding.ids[: self.max_length] for encoding in encodings]
-        else:
-            rows = self.tokenizer(
-                prefixed,
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )["input_ids"]
-        lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.fromiter((token for row in rows for token in row), np.int32, lengths_B.sum()), lengths_B
+            return joined([encoding.ids[: self.max_length] for encoding in encodings])
+        encoded = self.tokenizer(
+            prefixed, truncation=True, max_length=self.max_length, padding=False, return_attention_mask=False
+        )
+        return joined(encoded["input_ids"])
+
+
+def joined(rows: Sequence[Sequence[int]]) -> Ids:
+    """The ids of some texts as two arrays."""
+    lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths_B.sum()), lengths_B
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
@@ -176,7 +178,13 @@ def _write(
     left_out = row = 0
     with (
         open(folder / "token_ids.bin", "wb") as ids_file,
-        tqdm(total=len(corpus), desc="tokenizing", unit=" rows", disable=not progress, leave=False) as bar,
+        tqdm(
+            total=len(corpus),
+            desc="tokenizing",
+            unit=" rows",
+            disable=None if progress else True,
+            leave=False,
+        ) as bar,
     ):
         for batch in corpus.table.to_batches(max_chunksize=CHUNK):
             queries, passages, negatives = (
