@@ -176,16 +176,9 @@ def _write(
     hashes = {side: array("Q") for side in ("query_hash_V", "passage_hash_V", "negative_hash_H")}
     text_lengths, version_sizes = array("q"), array("q")
     left_out = row = 0
-    with (
-        open(folder / "token_ids.bin", "wb") as ids_file,
-        tqdm(
-            total=len(corpus),
-            desc="tokenizing",
-            unit=" rows",
-            disable=None if progress else True,
-            leave=False,
-        ) as bar,
-    ):
+    hidden = None if progress else True  # None: where nobody watches
+    bar = tqdm(total=len(corpus), desc="tokenizing", unit=" rows", disable=hidden, leave=False)
+    with open(folder / "token_ids.bin", "wb") as ids_file, bar:
         for batch in corpus.table.to_batches(max_chunksize=CHUNK):
             queries, passages, negatives = (
                 batch.column(name).to_pylist() for name in ("query", "passage", "negatives")
