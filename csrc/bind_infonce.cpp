@@ -98,12 +98,14 @@ std::tuple<double, double, double, double> info_nce_binding(
     const py::gil_scoped_release released;
     stats = info_nce(problem, out, weight || each_weight ? &gradients : nullptr, threads);
   }
+  // In double and in order: the same bits with any number of threads.
   return {std::accumulate(out, out + query_count, 0.0), temperature_grad, stats.kept, stats.dropped};
 }
 
 }  // namespace
 
 void register_infonce(py::module_& module) {
+  // noconvert: pybind11 would fill a converted copy of an output, and drop it.
   module.def("info_nce", &info_nce_binding, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
              py::arg("temperature"), py::arg("targets").noconvert(), py::arg("query_groups").noconvert(),
              py::arg("passage_groups").noconvert(), py::arg("margin"), py::arg("normalize"),

@@ -34,7 +34,7 @@ inline float widen(Brain value) {
 
 // To the nearest, ties to even.
 inline Brain narrow(float value) {
-  if (value != value) return {0x7fc0};
+  if (value != value) return {0x7fc0};  // a carry could make a number of a NaN
   const auto bits = std::bit_cast<std::uint32_t>(value);
   return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+// Importing it does not switch the GIL on in a free-threaded Python.
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "Native kernels of hybridfast; the Python modules around it are the public interface.";
   hybridfast::register_build_info(module);

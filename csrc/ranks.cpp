@@ -111,7 +111,7 @@ void keep_from(const float* scores, std::size_t size, float low, Scores& kept) {
     for (std::size_t i = begin; i < end; ++i) {
       kept.values[kept.size] = scores[i];
       kept.places[kept.size] = static_cast<std::int32_t>(i);
-      kept.size += scores[i] >= low;
+      kept.size += scores[i] >= low;  // no branch, which nobody could predict
     }
   }
 }
@@ -128,7 +128,7 @@ void count_scores(const Scores& scores, const std::int64_t* rows, float gold_sco
     if (value) std::atomic_ref<std::int32_t>(total).fetch_add(value, std::memory_order_relaxed);
   };
   add(counts.greater[entry], greater);
-  if (!equal) return;
+  if (!equal) return;  // rows are looked up for equal scores only, the gold's own among them
   std::int32_t tied = 0, later = 0;
   for (std::size_t i = 0; i < scores.size; ++i) {
     const std::int64_t row = rows[scores.places[i]];

@@ -148,7 +148,7 @@ std::atomic<bool> forked{false};
 
 // The OpenMP runtime that torch has brought into the process, if it has: after each of torch's parallel loops
 // its threads spin for milliseconds, and threads of our own would wait for their cores. Looked up by name, so
-// that neither building nor importing needs it.
+// that neither building nor importing needs it; LLVM's runtime has GCC's entry point too.
 using OpenMp = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 OpenMp torch_threads() {

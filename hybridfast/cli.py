@@ -39,6 +39,7 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
     from transformers.hf_argparser import string_to_bool
 
     class Parser(HfArgumentParser):
+        # argparse's own prints the usage first.
         def error(self, message: str) -> NoReturn:
             fail(message)
 
@@ -51,10 +52,11 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
         usage=f"{prog} [SETTINGS.yaml] [--flag value ...]",
         description=description,
         formatter_class=Formatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # a new flag could change what an abbreviation means
     )
     for action in parser._actions:
         if action.type is string_to_bool:
+            # YAML writes on and off too, which transformers does not know.
             action.type = lambda text: string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
     argv = sys.argv[1:] if argv is None else argv
     with usage_errors():
@@ -149,13 +151,15 @@ def output_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
     """A folder to write into, which takes its name when the block ends well and vanishes when it does not."""
     path = check_output_folder(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place: a rename is atomic within one file system only.
     output = Output(Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)))
     try:
         yield output
         output.keep = True
     finally:
         if output.keep:
-            output.folder.chmod(0o755)
+            output.folder.chmod(0o755)  # mkdtemp lets its owner alone in
+            # Once more: hours may have passed.
             check_output_folder(path)
             os.replace(output.folder, path)
         shutil.rmtree(output.folder, ignore_errors=True)

@@ -95,7 +95,7 @@ class HybridDataset(Dataset):
             {
                 "anchor": rows["anchor"][i],
                 **{name: rows[name][len(keys) + i] for name in others},
-                "label": group,
+                "label": group,  # a name under which the trainer looks for labels
             }
             for i, group in enumerate(groups)
         ]
@@ -124,6 +124,7 @@ class HybridBatchSampler(DefaultBatchSampler):
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         self.versions = dataset.versions
         self.hybrid = HybridSampler(self.versions, batch_size, seed=seed, **{"threads": 1, **options})
+        # The sampler numbers the chosen languages, version_GL has all of them.
         self.columns = np.array([self.versions.languages.index(name) for name in self.hybrid.languages])
 
     def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override,unused-ignore]

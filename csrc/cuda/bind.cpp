@@ -36,7 +36,7 @@ Element element(const std::string& dtype) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
-  module.doc() = "The CUDA C++ kernels of hybridfast; hybridfast/cuda_kernels.py checks and calls.";
+  module.doc() = "The CUDA C++ kernels of hybridfast; hybridfast/infonce/cuda_kernels.py checks and calls.";
 
   py::class_<Block>(module, "Block")
       .def(py::init([](int device, Address queries, std::int64_t query_stride, int query_count,

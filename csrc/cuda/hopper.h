@@ -119,7 +119,7 @@ __device__ inline void walk_on_hopper(const CUtensorMap& queries, const CUtensor
   }
   ptx::meet_cluster();
   if (threadIdx.x < kGroupThreads) {
-    ptx::give_registers<40>();
+    ptx::give_registers<40>();  // 128 x 40 and 256 x 232: all but 1,024 of the multiprocessor's 65,536
     if (threadIdx.x == 0) copy_on_hopper(ring, queries, passages, dim, row, first, last);
   } else {
     ptx::take_registers<232>();

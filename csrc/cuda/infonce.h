@@ -1,6 +1,6 @@
 // The two large kernels of the loss on NVIDIA GPUs: log-sum-exps of the negatives, and the weights that
-// gradients sum. hybridfast/cuda_kernels.py says how they make up a backend, hybridfast/blocks.py what a
-// block is. Pointers are of the block's device; nothing here waits for it.
+// gradients sum. hybridfast/infonce/cuda_kernels.py says how they make up a backend, blocks.py beside it
+// what a block is. Pointers are of the block's device; nothing here waits for it.
 #pragma once
 
 #include <cuda_runtime.h>

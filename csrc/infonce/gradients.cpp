@@ -8,7 +8,7 @@ namespace {
 using simd::Operands;
 
 constexpr std::size_t kSharedStride = 1024;  // floats: a page, and every set of an L1 once
-constexpr std::size_t kDepthBlock = 480;     // passages per step of the query gradients' sum
+constexpr std::size_t kDepthBlock = 480;     // passages per step of the query gradients' sum; even, for pairs
 
 // Of an array of pairs, its half at a place.
 void put_half(float* pairs, std::size_t place, Brain value) {

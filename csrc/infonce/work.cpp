@@ -15,6 +15,7 @@ constexpr std::size_t kPairFloats = 4u << 20;         // 16 MB: all passages as 
 constexpr std::size_t kMostQueries = 512;             // in a block: their weights for a chunk fit in an L2
 
 // Passages in a chunk: enough for a kernel's sums to be long, few enough for every thread to get several.
+// Multiples of the 6 or 12 rows of a register block; even, since pairs are of two.
 constexpr std::size_t chunk_of(std::size_t passages) {
   if (passages < 2048) return 48;
   return passages < 8192 ? 96 : 240;

@@ -28,6 +28,7 @@ void Memory::grow(std::size_t bytes) {
   bytes_ = lines * 64;
 }
 
+// To read a mapped file beyond its new end would end the process (SIGBUS).
 void Gatherer::check_files() const {
   for (const File& file : plan_.corpus().files) {
     struct stat now{};
@@ -136,6 +137,7 @@ void Gatherer::choose_negatives(Batch& out) {
     std::uint32_t wanted = std::min(left, options_.negatives);
     Random random(plan_.options().seed, word(Purpose::kNegatives, static_cast<std::uint32_t>(first_row + i)),
                   out.epoch, out.index);
+    // Selection sampling, in one pass and in order (Knuth, The Art of Computer Programming, sec. 3.4.2).
     for (auto candidate = candidates_.begin(); wanted; ++candidate, --left) {
       if (wanted < left && random.below(left) >= wanted) continue;
       negative_rows[negative_texts_.size()] = static_cast<std::int64_t>(i);

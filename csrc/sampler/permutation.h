@@ -66,6 +66,7 @@ class Permutation {
   static constexpr std::uint32_t kLanes = 32;  // side by side, for the compiler to vectorise
   using Lanes = std::array<std::uint32_t, kLanes>;
 
+  // MurmurHash3's finalizer without its first step.
   static std::uint32_t mix(std::uint32_t x) {
     x *= 0x85EBCA6B;
     x ^= x >> 13;

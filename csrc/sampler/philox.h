@@ -14,6 +14,7 @@ inline Counter philox(Counter counter, std::uint64_t seed) {
   auto key0 = static_cast<std::uint32_t>(seed);
   auto key1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
+    // Multipliers and, below, what the key grows by: the paper's.
     const std::uint64_t a = std::uint64_t{0xD2511F53} * counter[0];
     const std::uint64_t b = std::uint64_t{0xCD9E8D57} * counter[2];
     counter = {static_cast<std::uint32_t>(b >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(b),
@@ -67,6 +68,7 @@ inline double unit(std::uint32_t high, std::uint32_t low) {
 enum class Purpose : std::uint32_t { kStream, kDeal, kOrder, kLanguages, kShuffle, kPartner, kNegatives };
 
 inline std::uint32_t word(Purpose purpose, std::uint32_t cell = 0) {
+  // Three bits: room for one more purpose.
   return static_cast<std::uint32_t>(purpose) | (cell << 3);
 }
 

@@ -106,6 +106,7 @@ void Pipeline::run(Build& build, std::uint64_t ticket, Batch& batch) {
   }
   const std::int64_t took = cpu_ns() - start;
   const std::int64_t before = build_ns_.load(std::memory_order_relaxed);
+  // A mean in which the last eight or so count most; builders may lose each other's, which is no matter.
   build_ns_.store(before ? before + (took - before) / 8 : took, std::memory_order_relaxed);
 }
 

@@ -3,7 +3,7 @@
 //
 // What is guaranteed, and why:
 // - The consumer's next() is wait-free apart from one wait with a time limit and from building: it takes no
-//   lock, waits for a late batch at most `patience` (twice the usual building time), and then builds that
+//   lock, waits for a late batch at most `patience` (the usual building time, or 50 us), and then builds that
 //   batch itself. Batches are pure, so both results are equal; one compare-and-swap decides which is
 //   delivered and the other is recycled. Workers stopped for ever, at any line of this code, therefore delay
 //   each batch by at most patience and one building.

@@ -11,14 +11,15 @@ namespace hybridfast::sampler {
 namespace {
 
 constexpr std::uint32_t kBlock = 100;  // batches that a stratified draw balances
-constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
+constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;  // weights are integers: shares are exact
 constexpr std::uint32_t kTries = 16;   // partners a duplicate row asks to change places
 constexpr std::size_t kWindows = 128;  // most windows a planner keeps
 constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of small cells are 8 KiB each
 constexpr std::size_t kChunk = 256;    // rows whose look-ups run step by step
 constexpr std::size_t kAhead = 16;     // rows between a prefetch and its use
 
-// An item and a query as keys beside the passages' hashes.
+// An item and a query as keys beside the passages' hashes. To multiply by an odd number loses nothing: what
+// differs still does.
 std::uint64_t item_key(std::uint32_t item) {
   return (std::uint64_t{item} + 1) * 0x9E3779B97F4A7C15;
 }
@@ -332,7 +333,7 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
     double x = block[index % kBlock];
     if (index == 0 || alphas.size() > 1) {
       alpha = alphas[index];
-      to_cumulative[1] = plan.choice(true).total() / alpha;
+      to_cumulative[1] = plan.choice(true).total() / alpha;  // infinite at 0, and then not used
       to_cumulative[0] = plan.choice(false).total() / (1 - alpha);
     }
     const bool mono = x < alpha;
@@ -382,6 +383,7 @@ void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& 
   } else {
     deal(stream, schedule.epoch(), k, out.rows.data());
   }
+  // Or a rank, which takes a slice, would get one source, or the long texts.
   if (stream.cells.size() > 1 || options.length_buckets > 1) {
     Random random(options.seed, word(Purpose::kShuffle), schedule.epoch(), index);
     shuffle(rows, random, [&](std::uint32_t i, std::uint32_t j) { std::swap(out.rows[i], out.rows[j]); });
@@ -408,6 +410,7 @@ void Planner::predefined(std::uint32_t index, PlannedBatch& out) {
 }
 
 const Permutation& Planner::order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass) {
+  // Two places a cell: where one pass ends and the next begins, batches need both in turn.
   auto& kept = orders_[(2 * std::size_t{cell.id} + pass % 2) % orders_.size()];
   if (!kept || kept->epoch != epoch || kept->cell != cell.id || kept->pass != pass) {
     kept.emplace(
@@ -639,7 +642,7 @@ void Planner::part_duplicates(Window& window, std::uint32_t span, bool items_mee
   const auto where = [&](std::size_t i) {
     std::uint64_t held = 0;
     for_keys(i, [&](std::uint64_t counts) { held |= counts; });
-    held |= held >> 2;
+    held |= held >> 2;  // any of a batch's four bits, in two steps
     return (held | held >> 1) & lowest;
   };
   Random random(options.seed, word(Purpose::kPartner, window.stream), window.epoch, window.first);

@@ -19,7 +19,7 @@
 // Rows. A stream has one cell per source: the groups of that source that exist in the languages needed. A
 // cell deals its groups in passes; each pass is a new random order of all of them (permutation.h), so within
 // an epoch of the schedule a cell repeats no group before it has dealt them all. Passes start anew with each
-// epoch. Of the first T rows of a stream its cells get shares that are exact to a row (share_before), so the
+// epoch. Of the first T rows of a stream its cells get shares that are exact to a row (shares_before), so the
 // k-th batch of a stream takes from each cell the positions from its share of k B to its share of (k + 1) B:
 // the k-th batch is computed without the ones before it. Every position deals one row, and what follows only
 // moves rows between batches.

@@ -161,11 +161,12 @@ void pair_tile(const float* tile, std::size_t count, float* rows, float* neighbo
 // normal number are 0; NaN stays NaN.
 template <int Halvings>
 Vector scaled_exp(Vector x) {
-  const Vector least = splat(-87.33654f + Halvings * 0.69314718f);
+  const Vector least = splat(-87.33654f + Halvings * 0.69314718f);  // log(2^-126), the least normal number
   const Vector clamped = x < least ? least : x;
   const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const Vector shifted = clamped * 1.44269504f + shifter;
   const Vector n = shifted - shifter;
+  // log(2) in two parts, the first of so few bits that n times it is exact.
   const Vector r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
   Vector p = splat(1.3863757e-3f);
   p = p * r + 8.3675091e-3f;

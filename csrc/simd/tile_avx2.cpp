@@ -1,3 +1,4 @@
+// Of 16 registers 12 hold sums, 2 a step's vectors and 1 a scalar.
 #define HYBRIDFAST_VECTOR_BYTES 32
 #define HYBRIDFAST_ROWS 6
 #define HYBRIDFAST_VECTORS 2

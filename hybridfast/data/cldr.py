@@ -235,8 +235,9 @@ _SCRIPTS_WITHOUT_NOUN = {"Hans", "Hant"}
 def _names_in(language: str) -> Iterator[tuple[Entity, str]]:
     """What the CLDR itself calls each entity in ``language``, never a name borrowed from another language."""
     locale = Locale.parse(language)
+    # With a time zone: neither continents nor groups of countries.
     for code in {*get_global("zone_territories").values()} & {*locale.territories}:
-        if len(code) == 2 and code != "ZZ":
+        if len(code) == 2 and code != "ZZ":  # numbers are regions, ZZ is unknown
             yield ("territory", code), locale.territories[code]
     for code, name in locale.currencies.items():
         yield ("currency", code), name
@@ -291,6 +292,7 @@ def _text(templates: Sequence[str], role: str, fact: Fact, language: str) -> str
     text = template.format(s=subject, o=objects)
     for pattern, replacement in _CONTRACTIONS.get(language, ()):
         text = re.sub(pattern, replacement, text)
+    # upper() makes I of it, which is another letter in Turkish.
     first = "İ" if language == "tr" and text[0] == "i" else text[0].upper()
     return first + text[1:]
 

@@ -35,7 +35,7 @@ def version(row: Any, language: str | None, place: str, *, id_needed: bool) -> V
     Raises:
         ValueError: what is wrong; the caller knows where.
     """
-    if not isinstance(row, (dict, Mapping)):
+    if not isinstance(row, (dict, Mapping)):  # dict by itself: to ask Mapping takes more than twice as long
         raise ValueError(f"expected a JSON object or other mapping, got {type(row).__name__}")
     anchored = _is_missing(row.get("query")) and not _is_missing(row.get("anchor"))
     lang, identifier, source = row.get("lang"), row.get("id"), row.get("source")
@@ -68,7 +68,7 @@ def language_tag(value: Any) -> str:
     return _spelled_tag(value)
 
 
-@lru_cache(4096)
+@lru_cache(4096)  # millions of rows, few languages
 def _spelled_tag(text: str) -> str:
     first, *rest = parts = text.strip().replace("_", "-").lower().split("-")
     if not all(re.fullmatch("[a-z0-9]+", part) for part in parts):
@@ -77,6 +77,7 @@ def _spelled_tag(text: str) -> str:
     tag = first
     for part in rest:
         singleton = singleton or len(part) == 1
+        # RFC 5646, sec. 2.1.1: regions in capitals, scripts with one.
         cased = part if singleton else {2: part.upper(), 4: part.capitalize()}.get(len(part), part)
         tag += f"-{cased}"
     return tag
@@ -88,6 +89,7 @@ def _is_missing(value: Any) -> bool:
         return not value
     if isinstance(value, (float, np.floating)):
         return bool(np.isnan(value))
+    # By name: pandas may not be installed.
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
@@ -105,7 +107,7 @@ def _identifier(value: Any) -> str:
 
 def _column(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
-    if type(value) is not str and _is_missing(value):
+    if type(value) is not str and _is_missing(value):  # empty text is there, and is empty
         raise ValueError(_no_column(row, name))
     return _text(value, name)
 

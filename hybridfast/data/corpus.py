@@ -203,6 +203,7 @@ class ParallelCorpus:
         """A few queries and a few passages, short and long ones, of the first rows."""
         first = self.table.slice(0, 1000)
         sides = (sorted(first.column(name).to_pylist(), key=len) for name in ("query", "passage"))
+        # The shortest, those at the quarters, and the longest.
         return [[texts[len(texts) * i // 4 - (i == 4)] for i in range(5)] for texts in sides]
 
     def texts(self) -> Iterator[str]:
@@ -256,7 +257,7 @@ class ParallelCorpus:
 
 def _assemble(files: list[File], name: str, language: str | None) -> ParallelCorpus:
     tables: list[pa.Table] = []
-    lines = array("q")
+    lines = array("q")  # 8 bytes a row
     first_row_of_file: list[int] = []
     for file in files:
         first_row_of_file.append(len(lines))
@@ -354,8 +355,8 @@ def _check_sources(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
 
 
 def _repeats(key_V: NDArray[np.int64]) -> NDArray[np.int32]:
-    """How many earlier rows have each row's key."""
-    order_V = np.argsort(key_V, kind="stable")
+    """How many earlier rows have each row's key, which is not negative."""
+    order_V = np.argsort(key_V, kind="stable")  # equal keys keep the order of their rows
     place_V = np.arange(len(key_V), dtype=np.int32)
     begins_V = np.diff(key_V[order_V], prepend=-1) != 0
     repeat_V = np.empty_like(place_V)
@@ -366,6 +367,7 @@ def _repeats(key_V: NDArray[np.int64]) -> NDArray[np.int32]:
 def _first_of(value_V: NDArray[np.int32], code_V: NDArray[np.int32], codes: int) -> NDArray[np.int32]:
     """The value at each code's first row."""
     value_C = np.empty(codes, np.int32)
+    # Of several values for one place NumPy keeps the last: backwards, the first row's.
     value_C[code_V[::-1]] = value_V[::-1]
     return value_C
 

@@ -75,9 +75,11 @@ def files_at(path: Path, language: str | None = None) -> list[File]:
         home = path.name.split(".")[0]
         return [File(path, _rows_of_file(path), _stem(path), home, language, _unit(path))]
     visible = (file for file in path.iterdir() if not file.name.startswith("."))  # macOS adds hidden twins
+    # Sorted: row numbers and the fingerprint must not depend on the file system's order.
     paths = sorted(file for file in visible if is_data_file(file) and file.is_file())
     if not paths:
         raise ValueError(f"{path}: the folder holds none of {', '.join(sorted(READERS))}")
+    # Resolved, for the name of "." is empty.
     home, names = path.resolve().name, [_stem(file) for file in paths]
     by_language = language is None and all(map(_is_known_language, names))
     return [
@@ -169,6 +171,7 @@ def _is_known_language(stem: str) -> bool:
 
 
 def _check_names(names: Iterable[Any]) -> None:
+    # Separators at the end of a header make columns without a name.
     twice = [name for name, count in Counter(names).items() if count > 1 and name != ""]
     if twice:
         raise ValueError(f"column {twice[0]!r} appears twice")
@@ -182,7 +185,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark
     except UnicodeDecodeError as error:
         byte, column = error.object[error.start], error.start + 1
         raise ValueError(f"{path}:{number}: not UTF-8: byte 0x{byte:02x} at column {column}") from None
@@ -264,7 +267,8 @@ def _json_document(path: Path, text: str) -> Rows:
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Records as RFC 4180 quotes them, each with the line it begins on."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)  # of the whole process; its default is 131,072
+    # strict: a quote that is never closed is an error, and not a field that swallows the file.
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     begin = 1
     try:

@@ -141,6 +141,7 @@ class HybridSampler:
         pad_to_multiple_of: int = 1,
         token_dtype: str = "int64",
     ) -> None:
+        # The first statement, since locals() would hold what comes before it.
         self._options = {name: value for name, value in locals().items() if name not in ("self", "tokens")}
         self._tokens = tokens
         self.languages = _chosen_languages(tokens, languages)
@@ -158,9 +159,9 @@ class HybridSampler:
         _check_range("world_size", world_size, 1, batch_size)
         _check_range("rank", rank, 0, world_size - 1)
         _check_range("negatives", negatives, 0, 2**16)
-        _check_range("threads", threads, 0, 254)
+        _check_range("threads", threads, 0, 254)  # a slot's word has 8 bits for them and the consumer
         _check_range("prefetch", prefetch, 1, 2**16)
-        _check_range("dedup_window", dedup_window, 1, 16)
+        _check_range("dedup_window", dedup_window, 1, 16)  # four bits a batch in a word of 64
         _check_range("length_buckets", length_buckets, 1, 16)
         _check_range("pad_to_multiple_of", pad_to_multiple_of, 1, 2**16)
         if batches_per_epoch is not None:
@@ -201,6 +202,7 @@ class HybridSampler:
         if self._core.left_out:
             warnings.warn(f"left out: {'; '.join(self._core.left_out)}", stacklevel=2)
         self._epoch, self._index = 0, 0
+        # Weak: an iterator that is dropped takes its threads along.
         self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._closed = False
         self._schedules: dict[int, Schedule] = {}
@@ -226,6 +228,7 @@ class HybridSampler:
             while (built := pipeline.next()) is not None:
                 index += 1
                 self._epoch, self._index = epoch, index
+                # By now the position is the next batch's: state_dict() in the loop's body counts this one.
                 yield self._batch(built)
             if not self._closed:
                 self._epoch, self._index = epoch + 1, 0
@@ -315,6 +318,7 @@ class HybridSampler:
     def fingerprint(self) -> str:
         """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
         plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
+        # A function is known by its values in the first epoch.
         plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
         if plan["batches"] is not None:
             plan["batches"] = hashlib.sha256(plan["batches"]).hexdigest()

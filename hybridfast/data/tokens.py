@@ -66,7 +66,7 @@ class TokenizerIds:
         self.prefix, self.max_length = prefix, max_length
         self.plain = isinstance(tokenizer, Tokenizer)
         if self.plain:
-            tokenizer = Tokenizer.from_str(tokenizer.to_str())
+            tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
             tokenizer.no_padding()  # states that use leaves behind
             tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -83,6 +83,7 @@ class TokenizerIds:
     def ids(self, texts: Sequence[str]) -> Ids:
         prefixed = [self.prefix + text for text in texts]
         if self.plain:
+            # "fast" leaves out the characters' offsets, which nobody asks for.
             encodings = self.tokenizer.encode_batch_fast(prefixed, add_special_tokens=False)
             return joined([encoding.ids[: self.max_length] for encoding in encodings])
         encoded = self.tokenizer(
@@ -103,12 +104,13 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     for name in ("truncation_side", "padding_side", "chat_template", "init_kwargs", "special_tokens_map"):
         if hasattr(tokenizer, name):
             settings[name] = json.loads(json.dumps(getattr(tokenizer, name), default=str, sort_keys=True))
+    # Where it was loaded from changes no id.
     if isinstance(options := settings.get("init_kwargs"), dict):
         settings["init_kwargs"] = {name: options[name] for name in options if "name_or_path" not in name}
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
         definition = json.loads(backend.to_str())
-        definition.pop("padding", None)
+        definition.pop("padding", None)  # ids are stored without
         if backend is not tokenizer:  # transformers sets it anew at every call
             definition.pop("truncation", None)
     else:  # a pure Python tokenizer
@@ -324,6 +326,7 @@ class TokenizedCorpus:
                 raise ValueError(
                     f"{file}: {actual} bytes where {expected} were written; delete {folder} to tokenize again"
                 )
+            # An empty file cannot be mapped.
             arrays[name] = (
                 np.memmap(file, dtype, "r", shape=tuple(shape)) if expected else np.empty(shape, dtype)
             )

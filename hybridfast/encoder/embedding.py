@@ -50,10 +50,11 @@ def embed_ids(model: SentenceTransformer, parts: Sequence[tuple[Side, Features]]
         joined = {
             "input_ids": torch.cat([ids["input_ids"] for _, ids in parts]),
             "offsets": torch.cat(
+                # starts has the end too
                 [ids["offsets"] + start for (_, ids), start in zip(parts, starts, strict=False)]
             ),
         }
-        side = parts[0][0]
+        side = parts[0][0]  # any: the sides differ in prompts, which are ids by now
         both = embed(model, side.task, side.features(**joined, device=model.device))
         return list(both.split([len(ids["offsets"]) for _, ids in parts]))
     return [embed(model, side.task, side.features(**ids, device=model.device)) for side, ids in parts]
@@ -127,6 +128,7 @@ class Side:
         padding = (~mask_BL).nonzero()
         if len(padding):
             row, place = padding[0].tolist()
+            # A row that is all padding, of a text without tokens, tells nothing about the side.
             self.pad_id, self.left = int(ids_BL[row, place]), place == 0 and bool(mask_BL[row, -1])
         types = features.get("token_type_ids")
         if types is not None:
@@ -237,11 +239,13 @@ class Side:
         ids_T = ids_T.to(device, non_blocking=True)
         if self.flat:
             return features | {"input_ids": ids_T, "offsets": offsets_B.to(device, non_blocking=True)}
+        # Lengths are on the CPU still: to read them from a GPU would wait for all of its work.
         place_L = torch.arange(max(1, int(lengths_B.max())))
         mask_BL = place_L < lengths_B[:, None]
         if self.left:
             mask_BL = mask_BL.flip(1)
         mask_BL = mask_BL.to(device, non_blocking=True)
+        # masked_scatter fills row by row, the order of the flat ids.
         ids_BL = ids_T.new_full(mask_BL.shape, self.pad_id).masked_scatter(mask_BL, ids_T)
         features |= {"input_ids": ids_BL, "attention_mask": mask_BL.long()}
         if self.token_type is not None:
@@ -267,7 +271,7 @@ class Side:
             got = embed(self.model, self.task, features).float().cpu()
         norms_B = wanted.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         difference = float(((got - wanted).norm(dim=1) / norms_B).max())
-        if not difference <= SAME:
+        if not difference <= SAME:  # or NaN
             raise ValueError(
                 f"{self._name} embeds token ids unlike texts, by {difference:.1e} of the norm; "
                 f"{SAME} is allowed"

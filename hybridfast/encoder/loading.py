@@ -121,6 +121,7 @@ def load(
     """
     from sentence_transformers import SentenceTransformer
 
+    # A hub name has one slash at most.
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).expanduser().is_dir():
         raise FileNotFoundError(f"{name_or_path}: no such model folder")
@@ -144,7 +145,7 @@ def check_device(name: str | None) -> None:
         return
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise ValueError(f"device {name!r} is not to be had: {str(error).splitlines()[0]}") from None
 
 
@@ -195,6 +196,7 @@ def set_prompts(model: SentenceTransformer, query: str | None, document: str | N
 
 def prompt_of(model: SentenceTransformer, task: Task) -> str:
     """What the model puts before a text of that side; "" for nothing."""
+    # In the order in which encode_document looks.
     names = ("query",) if task == "query" else ("document", "passage", "corpus")
     name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return (model.prompts.get(name) if name else None) or ""
@@ -203,11 +205,11 @@ def prompt_of(model: SentenceTransformer, task: Task) -> str:
 def set_lengths(model: SentenceTransformer, query: int | None, document: int | None) -> None:
     """Where the model cuts queries and documents, in tokens, prompt and special tokens counted.
 
-    None keeps the model's own limit. The limits are saved with the model, so that it encodes what it was
-    trained on.
+    None keeps the model's own limit, and none goes beyond it. The limits are saved with the model, so that
+    it encodes what it was trained on.
 
     Raises:
-        ValueError: the model has no such setting, or cuts shorter already.
+        ValueError: the model has no such setting.
     """
     for name, length in (("query_length", query), ("document_length", document)):
         if length is None:

@@ -21,7 +21,7 @@ class EvalSet:
 
     name: str
     queries: list[str]  # (Q,)
-    query_languages: list[str]  # (Q,) ISO 639-1
+    query_languages: list[str]  # (Q,) as `hybridfast.data.columns.language_tag` spells them
     items: list[str]  # (Q,)
     passages: list[str]  # (N,)
     passage_languages: list[str]  # (N,)

@@ -254,6 +254,7 @@ class _Golds:
         new_class_G[1:] = (np.diff(rank_G) != 0) | (np.diff(self.query_G) != 0)
         class_G = np.cumsum(new_class_G) - 1
         starts, sizes = np.flatnonzero(new_class_G), np.bincount(class_G)
+        # m golds of mean rank r go to r - (m - 1) / 2, ..., r + (m - 1) / 2.
         self.rank_G = rank_G + (np.arange(len(rank_G)) - starts[class_G]) - (sizes[class_G] - 1) / 2
 
     def sum_per_query(self, values_G: NDArray[Any]) -> Floats:

@@ -40,6 +40,7 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     under a temporary name and renames it, so that no reader ever sees half a picture.
     """
     edge = max(0.46 * min(len(evaluation.languages), _WRITTEN), 2.4)  # of a panel, in inches
+    # Not by pyplot, which looks for a display and keeps every figure.
     figure = Figure(figsize=(2 * (edge + 1.8), edge + 2.0), dpi=150, layout="constrained")
     large = 1.5 if len(evaluation.languages) > _WRITTEN else 1.0  # headings, to be read before one zooms in
     figure.suptitle(evaluation.name, color=_INK, fontsize=14 * large, fontweight="bold")
@@ -62,7 +63,7 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     distance = figure_text("rank distance", evaluation.summary()["rank distance"])
     _title(right, "Median gold rank among all passages", f"mean rank distance {distance}", large)
     ranks = np.append(evaluation.median_rank, evaluation.rank_distance)
-    largest = max(10.0, np.max(ranks, where=~np.isnan(ranks), initial=1))
+    largest = max(10.0, np.max(ranks, where=~np.isnan(ranks), initial=1))  # a logarithmic scale needs a width
     _matrix(
         right,
         evaluation.languages,
@@ -93,7 +94,7 @@ def _matrix(
     draw = _written if size <= _WRITTEN else _painted
     draw(axes, values_LL, 0, 1, colours, norm, text)
     draw(axes, apart_L[:, None], begin, width, colours, norm, text)
-    stairs = np.repeat(np.arange(size + 1), 2)
+    stairs = np.repeat(np.arange(size + 1), 2)  # the diagonal's frame: one line above it, one below
     for x, y in ((stairs[1:], stairs[:-1]), (stairs[:-1], stairs[1:])):
         axes.plot(x, y, color=_INK, linewidth=1.3 / width**0.5, clip_on=False)
     margin = 0.02 * width
@@ -127,7 +128,7 @@ def _written(
     for (row, column), value in np.ndenumerate(cells):
         known = not np.isnan(value)
         colour = colours(norm(value)) if known else to_rgba(_VOID)
-        luminance = float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
+        luminance = float(np.dot(colour[:3], (0.299, 0.587, 0.114)))  # as ITU-R BT.601 weighs them
         axes.add_patch(
             Rectangle((left + column, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5)
         )

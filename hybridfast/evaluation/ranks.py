@@ -126,7 +126,7 @@ def rank_counts(
             f"got {tuple(query_array.shape)} and {tuple(passage_array.shape)}"
         )
     rows = len(passage_array)
-    if rows >= 2**31:
+    if rows >= 2**31:  # counts are int32
         raise ValueError(f"passages must have fewer than 2**31 rows, got {rows}")
     groups_N = np.zeros(rows, np.int64) if passage_groups is None else _groups(passage_groups, rows)
     indptr, indices_G = _golds(gold_indptr, gold_indices, len(query_array), rows)
@@ -141,6 +141,7 @@ def rank_counts(
 
     by_group = np.argsort(groups_N, kind="stable")
     starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
+    # Those in no pool, of group -1, come first.
     pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
     problem = (query_array, passage_array, pool_starts, pool_rows, indptr, indices_G)
     counts = kernels.rank_counts(*problem, threads)
@@ -263,6 +264,7 @@ def _check_scores_finite(
         if not np.isfinite(norm):
             raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
         norms.append((name, row, norm))
+    # Half of the range: partial sums are rounded.
     if norms[0][2] * norms[1][2] > float(np.finfo(np.float32).max) / 2:
         sizes = " and ".join(f"row {row} of {name} has norm {norm:.3g}" for name, row, norm in norms)
         raise ValueError(f"scores would overflow float32: {sizes}")

@@ -45,8 +45,9 @@ def _gold_scores_kernel(
 ):  # fmt: skip
     """The score of each gold: the diagonal of a square tile of their queries and passages."""
     golds = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    at_golds = tl.minimum(golds, G - 1)
+    at_golds = tl.minimum(golds, G - 1)  # beyond the last, the last again; not stored
     scores_QN = tile_products(
+        # "ieee": TF32, where torch has it switched on, would tie passages that differ.
         queries, passages, tl.load(gold_queries + at_golds), tl.load(gold_rows + at_golds), D,
         query_stride, passage_stride, BLOCK_Q, BLOCK_N, BLOCK_D, "ieee",
     )  # fmt: skip

@@ -44,6 +44,7 @@ def block_backend(
 
     A ValueError where a backend is named that cannot.
     """
+    # The native CPU code takes a problem as a whole (`ops._run`); it has no kernels over blocks.
     if backend == "cpu" or (backend == "auto" and device.type != "cuda"):
         return "torch"
     compute_dtype = compute_dtype or dtype

@@ -104,7 +104,7 @@ class _Native:
         groups = (block.query_groups, block.passage_groups) if by_groups else (None, None)
         ids = [None if x is None else x.contiguous() for x in (block.targets, *groups, block.excluded)]
         self.kept = (queries, passages, inverse, ids)
-        device = max(queries.get_device(), 0)
+        device = max(queries.get_device(), 0)  # -1 on a CPU, where tests run them
         self.tile = gpu.Tile(*native_tile(device))
         self.block = NativeBlock(
             device=device,

@@ -181,6 +181,7 @@ class _Ranks(NamedTuple):
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
         """The rows of all ranks, one after the other; as many of each as of its passages."""
         counts = counts or self.passages
+        # Gloo's all_gather takes tensors of one shape only.
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
@@ -288,6 +289,7 @@ class _Ring:
             for request in requests:
                 request.wait()
             if carried is not None:
+                # Only now: the visit adds to it.
                 (carried,), requests = ranks.send_on([carried], following)
                 for request in requests:
                     request.wait()

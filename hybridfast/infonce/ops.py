@@ -162,6 +162,7 @@ def _form(problem: Problem) -> tuple[Tensor, InputGradients, Stats]:
     return _run(problem, weights)
 
 
+# One implementation for all devices, which finds the backend itself.
 @torch.library.impl("hybridfast::info_nce", "CompositeExplicitAutograd")
 def _info_nce(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = Problem(*arguments)
@@ -231,6 +232,7 @@ def _keep(ctx: Any, problem: Problem, grads: Sequence[Tensor | None]) -> None:
 
 def _scaled(saved: list[Tensor], grad: Tensor) -> list[Tensor]:
     """Saved gradients times the upstream one, in their own memory unless the graph is kept for later."""
+    # Private to torch: a release without it costs a copy.
     graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     if any(type(x) is not Tensor for x in saved) or graph_is_kept():  # a subclass is tracing
         return [x * grad.to(x.dtype) for x in saved]

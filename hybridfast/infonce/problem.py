@@ -64,7 +64,7 @@ class Problem(NamedTuple):
         queries, passages, compute_dtype = self.queries, self.passages, self.compute_dtype
         if (
             compute_dtype is None
-            and queries.dtype != torch.float64
+            and queries.dtype != torch.float64  # autocast leaves it alone
             and torch.is_autocast_enabled(queries.device.type)
         ):
             compute_dtype = torch.get_autocast_dtype(queries.device.type)

@@ -128,6 +128,7 @@ class _Gradients:
         gradient = torch.where(chunk.negative, negative, 0.0)
         gradient = torch.where(chunk.positive, -positive, gradient)
         self.grad_t -= (chunk.logits * gradient).sum()
+        # Rounded like every factor of a product, and summed in the wider dtype.
         gradient = (gradient / self.block.temperature).to(self.block.queries.dtype).to(self.passages.dtype)
         if self.grad_q is not None:
             self.grad_q[chunk.rows] = gradient @ self.passages

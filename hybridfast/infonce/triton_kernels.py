@@ -120,6 +120,7 @@ def _sums_kernel(
             if tl.min(tl.where(columns < N, sums, 1.0), 0) < FADED:
                 own = _finite(tl.max(products, 0))
                 part = own * by_temperature + tl.log(tl.sum(tl.exp2((products - own[None, :]) * scale), 0))
+            # 64 bits: tiles times passages may pass 2^31.
             tl.store(column_parts + tile.to(tl.int64) * N + columns, part, mask=columns < N)
     tl.store(row_parts + split.to(tl.int64) * Q + rows, top * by_temperature + tl.log(total), mask=rows < Q)
 

@@ -112,7 +112,7 @@ class TrainConfig(ModelSettings):
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
             raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
-        if self.eval_dataset == "auto":
+        if self.eval_dataset == "auto":  # settled here: the saved settings say what was evaluated
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"

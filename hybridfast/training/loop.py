@@ -68,11 +68,12 @@ def train(
     cosine = loading.similarity(model) == "cosine"
     temperature = config.temperature or (0.05 if cosine else 1.0)
     losses: list[float] = []
-    model.train()
+    model.train()  # embedding.sides has left it in evaluation mode
     started = time.perf_counter()
     with sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
         batches = chain.from_iterable(map(sampler.epoch, count()))
         for step, batch in enumerate(islice(batches, max_steps), start=1):
+            # Around the loss too, whose products take autocast's dtype.
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 queries_QD, passages_ND = _embeddings(model, sides, batch)
                 query_groups, passage_groups = _groups(batch, device)
@@ -90,6 +91,7 @@ def train(
             loss.backward()
             if config.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            # Read before the step, so that a bad loss leaves the weights as they were.
             losses = [*losses[-49:], told.value()]
             if not math.isfinite(losses[-1]):
                 raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens))
@@ -133,7 +135,7 @@ def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bo
         dedup=config.dedup,
         threads=config.num_workers,
         pin_memory=pin_memory,
-        layout="flat",
+        layout="flat",  # ids go to the device without padding; Side.features pads them there
     )
 
 

@@ -39,6 +39,7 @@ class Project:
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
         self.tokenizer = None
         if config.model == "static":
+            # One vocabulary for all runs: they share the tokens.
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
         weights_to_train(model)
@@ -57,7 +58,7 @@ class Project:
             model = config.load().float()
         if not any(loading.prompt_of(model, task) for task in loading.TASKS):
             loading.set_prompts(model, *PROMPTS)
-        config.apply(model)
+        config.apply(model)  # last: settings override these prompts
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
