@@ -11,7 +11,8 @@ namespace hybridfast::sampler {
 namespace {
 
 constexpr std::uint32_t kBlock = 100;  // batches that a stratified draw balances
-constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;  // weights are integers: shares are exact
+// Weights are integers, so that shares are exact.
+constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
 constexpr std::uint32_t kTries = 16;   // partners a duplicate row asks to change places
 constexpr std::size_t kWindows = 128;  // most windows a planner keeps
 constexpr std::size_t kOrders = 512;   // most orders a planner keeps; those of small cells are 8 KiB each
