@@ -14,18 +14,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-# What takes seconds to set up, for tests of one module: they run in one process.
-DEAR_FIXTURES = ("native", "trained")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first, so that at the end no process waits long for another."""
-    for item in items:
-        for name in DEAR_FIXTURES:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
-    marks = ("xdist_group", "slow")
-    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in marks))
+    """Modules with slow tests first, so that at the end no process waits long for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ __all__ = [
     "TextIds",
     "TokenizedCorpus",
     "TokenizerIds",
+    "joined",
+    "own_passages",
     "spans",
     "text_hash",
     "tokenize",
@@ -83,17 +86,17 @@ class TokenizerIds:
         if self.plain:
             # "fast" leaves out the characters' offsets, which nobody asks for.
             encodings = self.tokenizer.encode_batch_fast(prefixed, add_special_tokens=False)
-            rows = [encoding.ids[: self.max_length] for encoding in encodings]
-        else:
-            rows = self.tokenizer(
-                prefixed,
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )["input_ids"]
-        lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.fromiter((token for row in rows for token in row), np.int32, lengths_B.sum()), lengths_B
+            return joined([encoding.ids[: self.max_length] for encoding in encodings])
+        encoded = self.tokenizer(
+            prefixed, truncation=True, max_length=self.max_length, padding=False, return_attention_mask=False
+        )
+        return joined(encoded["input_ids"])
+
+
+def joined(rows: Sequence[Sequence[int]]) -> Ids:
+    """The ids of some texts as two arrays."""
+    lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths_B.sum()), lengths_B
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
@@ -172,14 +175,13 @@ def _write(
     passage: TextIds,
     progress: bool,
 ) -> None:
-    own_passages = _own_passages(corpus)
+    passages_of = own_passages(corpus)
     hashes = {side: array("Q") for side in ("query_hash_V", "passage_hash_V", "negative_hash_H")}
     text_lengths, version_sizes = array("q"), array("q")
     left_out = row = 0
-    with (
-        open(folder / "token_ids.bin", "wb") as ids_file,
-        tqdm(total=len(corpus), desc="tokenizing", unit=" rows", disable=not progress, leave=False) as bar,
-    ):
+    hidden = None if progress else True  # None: where nobody watches
+    bar = tqdm(total=len(corpus), desc="tokenizing", unit=" rows", disable=hidden, leave=False)
+    with open(folder / "token_ids.bin", "wb") as ids_file, bar:
         for batch in corpus.table.to_batches(max_chunksize=CHUNK):
             queries, passages, negatives = (
                 batch.column(name).to_pylist() for name in ("query", "passage", "negatives")
@@ -187,7 +189,7 @@ def _write(
             documents: list[str] = []
             sizes_B = np.empty(len(queries), np.int64)
             for i, (positive, hard) in enumerate(zip(passages, negatives, strict=True)):
-                own = own_passages(row + i) if hard else ()
+                own = passages_of(row + i) if hard else ()
                 kept = [text for text in hard if text not in own]
                 left_out += len(hard) - len(kept)
                 documents += [positive, *kept]
@@ -230,7 +232,7 @@ def _write(
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _own_passages(corpus: ParallelCorpus) -> Callable[[int], set[str]]:
+def own_passages(corpus: ParallelCorpus) -> Callable[[int], set[str]]:
     """The passages of a row's item in all languages: none of them is a negative of it, whoever mined it."""
     passages = corpus.table.column("passage")
     item_V = corpus.item_G[corpus.group_V]

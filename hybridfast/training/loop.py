@@ -21,7 +21,7 @@ from hybridfast.training.config import TrainConfig
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["LossNotFinite", "make_sampler", "train"]
+__all__ = ["LossNotFinite", "make_sampler", "train", "weights_to_train"]
 
 
 class LossNotFinite(FloatingPointError):
@@ -53,9 +53,7 @@ def train(
 
     device = model.device
     sides = embedding.sides(model, tokens)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ValueError("the model has no weights to train: every one of them is frozen")
+    parameters = weights_to_train(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = config.max_steps
     if config.num_train_epochs is not None:
@@ -114,6 +112,14 @@ def train(
         "pairs_per_second": round(max_steps * config.batch_size / seconds, 1),
         "loss": sum(losses) / len(losses),
     }
+
+
+def weights_to_train(model: SentenceTransformer) -> list[torch.nn.Parameter]:
+    """What the optimizer steps; a ValueError where there is nothing."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no weights to train: every one of them is frozen")
+    return parameters
 
 
 def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bool = False) -> HybridSampler:

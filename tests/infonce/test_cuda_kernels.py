@@ -56,7 +56,9 @@ def native(tmp_path_factory):
     folders = [ROOT / "tests/native/cuda_on_cpu", ROOT / "csrc", pybind11.get_include()]
     command = [
         compiler, "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror",
-        "-Wno-unknown-pragmas", *(f"-I{folder}" for folder in (*folders, sysconfig.get_path("include"))),
+        "-Wno-unknown-pragmas", "-march=native", "-ffp-contract=off",  # half precision in hardware, same bits
+        "-U_FORTIFY_SOURCE",  # which forbids jumps between stacks
+        *(f"-I{folder}" for folder in (*folders, sysconfig.get_path("include"))),
         "-x", "c++", *SOURCES, "-o", library,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

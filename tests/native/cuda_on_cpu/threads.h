@@ -6,6 +6,7 @@
 // numbers.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -83,7 +84,9 @@ struct Block {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it waits
+  bool begun = false;
   std::vector<char> stack = std::vector<char>(1 << 17);
   Index thread;
   Block* block = nullptr;
@@ -100,7 +103,7 @@ struct Cluster {
 };
 
 inline Fiber* running = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 
 inline Fiber& self() {
@@ -113,9 +116,21 @@ inline Meeting& warp() {
   return self().block->warps[self().thread.x / 32];
 }
 
+// Jumps, which unlike swapcontext make no system call: fibers share their signal mask.
+inline void leave() {
+  if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+}
+
+inline void go_on() {
+  if (_setjmp(scheduler) != 0) return;
+  if (running->begun) _longjmp(running->place, 1);
+  running->begun = true;
+  setcontext(&running->context);
+}
+
 inline void wait(std::function<bool()> ready) {
   self().ready = std::move(ready);
-  swapcontext(&self().context, &scheduler);
+  leave();
 }
 
 template <class Act>
@@ -160,14 +175,14 @@ inline void enter() {
   body();
   running->done = true;
   --running->block->threads;
-  swapcontext(&running->context, &scheduler);
+  leave();
 }
 
 inline void prepare(Fiber& fiber, Block& block, unsigned x) {
   fiber.thread.x = x;
   fiber.block = &block;
   fiber.ready = nullptr;
-  fiber.done = false;
+  fiber.done = fiber.begun = false;
   fiber.copies.clear();
   fiber.products.clear();
   getcontext(&fiber.context);
@@ -186,7 +201,7 @@ inline bool take_turns(Cluster& cluster, std::size_t first, std::size_t count) {
     moved = true;
     fiber.ready = nullptr;
     running = &fiber;
-    swapcontext(&scheduler, &fiber.context);
+    go_on();
   }
   return moved;
 }
