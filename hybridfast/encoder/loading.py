@@ -82,8 +82,8 @@ class ModelSettings:
             self.model_kwargs = parsed
         check_device(self.device)
 
-    def load(self) -> SentenceTransformer:
-        """The model, set as all of this says."""
+    def load(self, prompts: tuple[str, str] = ("", "")) -> SentenceTransformer:
+        """The model, set as all of this says; for `prompts` see :meth:`apply`."""
         model = load(
             self.model,
             device=self.device,
@@ -91,11 +91,16 @@ class ModelSettings:
             trust_remote_code=self.trust_remote_code,
             model_kwargs=self.model_kwargs if isinstance(self.model_kwargs, dict) else None,
         )
-        self.apply(model)
+        self.apply(model, prompts)
         return model
 
-    def apply(self, model: SentenceTransformer) -> None:
-        """Give a model these prompts, lengths and similarity; ValueError where it cannot have them."""
+    def apply(self, model: SentenceTransformer, prompts: tuple[str, str] = ("", "")) -> None:
+        """Give a model these prompts, lengths and similarity; ValueError where it cannot have them.
+
+        `prompts` of queries and documents are for a model that has none of its own.
+        """
+        if not any(prompt_of(model, task) for task in TASKS):
+            set_prompts(model, *prompts)
         set_prompts(model, self.query_prefix, self.passage_prefix)
         set_lengths(model, self.max_query_length, self.max_passage_length)
         set_similarity(model, self.similarity)

@@ -20,6 +20,16 @@ class TrainConfig(ModelSettings):
         "static: a tokenizer and mean of token embeddings from scratch. Or any SentenceTransformer or "
         "transformers encoder: a folder or a hub name; it encodes both sides.",
     )
+    query_prefix: str | None = setting(
+        None,
+        "Put before every query, in training and in the saved model. None: the model's own prompt; 'Query: ' for "
+        "a model that has none for either side.",
+    )
+    passage_prefix: str | None = setting(
+        None,
+        "Put before every passage. None: the model's own prompt; 'Passage: ' for a model that has none for "
+        "either side.",
+    )
     data: str = setting(
         "cldr",
         "cldr: the embedded corpus. Or JSON lines, CSV, Parquet, a folder of them, or a hub name, with "

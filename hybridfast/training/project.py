@@ -54,11 +54,9 @@ class Project:
         torch.manual_seed(seed)
         if self.tokenizer is not None:
             model = loading.build_static(self.tokenizer, config.dimension, device=config.device or "cpu")
+            config.apply(model, PROMPTS)
         else:
-            model = config.load().float()
-        if not any(loading.prompt_of(model, task) for task in loading.TASKS):
-            loading.set_prompts(model, *PROMPTS)
-        config.apply(model)  # last: settings override these prompts
+            model = config.load(PROMPTS).float()
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
