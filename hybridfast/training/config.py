@@ -22,8 +22,8 @@ class TrainConfig(ModelSettings):
     )
     query_prefix: str | None = setting(
         None,
-        "Put before every query, in training and in the saved model. None: the model's own prompt; 'Query: ' for "
-        "a model that has none for either side.",
+        "Put before every query, in training and in the saved model. None: the model's own prompt; 'Query: ' "
+        "for a model that has none for either side.",
     )
     passage_prefix: str | None = setting(
         None,

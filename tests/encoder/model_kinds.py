@@ -186,9 +186,7 @@ KINDS: dict[str, Callable[[], SentenceTransformer]] = {
     "BERT, prompt of documents alone": lambda: with_prompts(
         sentence(transformer("Bert", **SIZE)), "", "Passage : "
     ),
-    "BERT, lower-cased": lambda: sentence(
-        transformer("Bert", **SIZE), do_lower_case=True, max_seq_length=30
-    ),
+    "BERT, lower-cased": lambda: sentence(transformer("Bert", **SIZE), do_lower_case=True, max_seq_length=30),
     "ELECTRA": lambda: sentence(transformer("Electra", embedding_size=16, **SIZE)),
     "XLM-R": lambda: sentence(transformer("XLMRoberta", **SIZE)),
     "DistilBERT": lambda: sentence(transformer("DistilBert", **DISTIL)),
