@@ -101,7 +101,7 @@ def joined(rows: Sequence[Sequence[int]]) -> Ids:
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     """What decides a tokenizer's ids, for JSON; large tables as their digest."""
-    settings = {"class": type(tokenizer).__name__}
+    settings: dict[str, Any] = {"class": type(tokenizer).__name__}
     for name in ("truncation_side", "padding_side", "chat_template", "init_kwargs", "special_tokens_map"):
         if hasattr(tokenizer, name):
             settings[name] = json.loads(json.dumps(getattr(tokenizer, name), default=str, sort_keys=True))
@@ -110,14 +110,16 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
         settings["init_kwargs"] = {name: options[name] for name in options if "name_or_path" not in name}
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
-        definition = json.loads(backend.to_str())
-        definition.pop("padding", None)  # ids are stored without
-        if backend is not tokenizer:  # transformers sets it anew at every call
-            definition.pop("truncation", None)
+        # Before the tokens stands how it pads and cuts; transformers sets both anew at every call.
+        _, _, definition = backend.to_str().partition('"added_tokens":')
+        if backend is tokenizer:
+            settings["truncation"] = tokenizer.truncation
     else:  # a pure Python tokenizer
-        definition = {name: getattr(tokenizer, name, dict)() for name in ("get_config_dict", "get_vocab")}
-    text = json.dumps(definition, sort_keys=True, default=str)
-    return settings | {"definition": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+        tables: dict[str, Any] = {
+            name: getattr(tokenizer, name, dict)() for name in ("get_config_dict", "get_vocab")
+        }
+        definition = json.dumps(tables, sort_keys=True, default=str)
+    return settings | {"definition": hashlib.blake2b(definition.encode(), digest_size=16).hexdigest()}
 
 
 def _pad_id(tokenizer: Any) -> int:

@@ -99,8 +99,15 @@ class Side:
         ValueError: it gives something that token ids cannot bring back.
     """
 
-    def __init__(self, model: SentenceTransformer, task: Task, samples: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        task: Task,
+        samples: Sequence[str],
+        reading: dict[str, Any] | None = None,  # what both sides share; see `_reading`
+    ) -> None:
         self.model, self.task = model, task
+        self.reading = _reading(model) if reading is None else reading
         self.prompt = prompt_of(model, task)
         self.samples = [*samples, "a"]  # and a short one, so that there is padding to see
         try:
@@ -154,24 +161,12 @@ class Side:
     def settings(self) -> dict[str, Any]:
         """All that decides about the ids, for JSON; what no setting shows is in the ids of some texts."""
         ids_T, lengths_B = self.ids(self.samples)
-        parts: list[Any] = [module for module in self.model.modules() if module is not self.model]
-        modules = [
-            [type(module).__name__, module.get_config_dict()]
-            for module in parts
-            if hasattr(module, "get_config_dict")
-        ]
-        tokenizers = [
-            tokenizer_settings(module.tokenizer)
-            for module in parts
-            if getattr(module, "tokenizer", None) is not None
-        ]
         shown = hashlib.blake2b(ids_T.tobytes() + lengths_B.tobytes(), digest_size=16).hexdigest()
         return {
             "task": self.task,
             "prompt": self.prompt,
-            "modules": json.loads(json.dumps(modules, default=str)),
-            "tokenizers": tokenizers,
             "samples": shown,
+            **self.reading,
         }
 
     def ids(self, texts: Sequence[str]) -> tokens.Ids:
@@ -291,9 +286,7 @@ def tokenize(
     Raises:
         ValueError: what the model would be trained on is not what it encodes, as a few texts show.
     """
-    query, document = (
-        Side(model, task, samples) for task, samples in zip(TASKS, corpus.samples(), strict=True)
-    )
+    query, document = _both(model, corpus.samples())
     for side in (query, document):
         side.check()
     return tokens.tokenize(corpus, query, document, cache_dir=cache_dir, progress=progress)
@@ -305,14 +298,29 @@ def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side,
     Raises:
         ValueError: the ids are not this model's, or what it would be trained on is not what it encodes.
     """
-    query, document = (
-        Side(model, task, samples) for task, samples in zip(TASKS, tokenized.samples, strict=True)
-    )
+    query, document = _both(model, tokenized.samples)
     for side, settings in ((query, tokenized.settings["query"]), (document, tokenized.settings["passage"])):
         if side.settings != settings:
             raise ValueError(f"{side._name} makes other token ids than {tokenized.path} holds")
         side.check()
     return query, document
+
+
+def _both(model: SentenceTransformer, samples: Sequence[Sequence[str]]) -> list[Side]:
+    reading = _reading(model)
+    return [Side(model, task, texts, reading) for task, texts in zip(TASKS, samples, strict=True)]
+
+
+def _reading(model: SentenceTransformer) -> dict[str, Any]:
+    """How the model's modules and tokenizers are set, for JSON."""
+    parts: list[Any] = [module for module in model.modules() if module is not model]
+    modules = [
+        [type(part).__name__, part.get_config_dict()] for part in parts if hasattr(part, "get_config_dict")
+    ]
+    tokenizers = [
+        tokenizer_settings(part.tokenizer) for part in parts if getattr(part, "tokenizer", None) is not None
+    ]
+    return {"modules": json.loads(json.dumps(modules, default=str)), "tokenizers": tokenizers}
 
 
 def _listed(names: Iterable[str]) -> str:
