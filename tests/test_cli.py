@@ -168,14 +168,14 @@ def test_help_shows_text_and_defaults(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with cli.output_folder(tmp_path / "deep" / "run") as folder:
-        (folder / "model").write_text("weights")
+    with cli.output_folder(tmp_path / "deep" / "run") as output:
+        (output.folder / "model").write_text("weights")
         assert not (tmp_path / "deep" / "run").exists()
     assert (tmp_path / "deep" / "run" / "model").read_text() == "weights"
 
     def fails_half_way() -> None:
-        with cli.output_folder(tmp_path / "other") as folder:
-            (folder / "model").write_text("half")
+        with cli.output_folder(tmp_path / "other") as output:
+            (output.folder / "model").write_text("half")
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
@@ -192,8 +192,8 @@ def test_the_next_free_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with cli.output_folder(tmp_path / "empty") as folder:
-        (folder / "model").write_text("first")
+    with cli.output_folder(tmp_path / "empty") as output:
+        (output.folder / "model").write_text("first")
     with (
         pytest.raises(FileExistsError, match="empty exists and is not empty"),
         cli.output_folder(tmp_path / "empty"),

@@ -147,6 +147,9 @@ class InfoNCE(nn.Module):
         passage_groups: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch; see `info_nce`."""
+        if self.log_temperature is not None:
+            with torch.no_grad():  # as CLIP does: beyond its range a step would find no gradient to return by
+                self.log_temperature.clamp_(*self.log_range)
         loss = info_nce(
             queries,
             passages,

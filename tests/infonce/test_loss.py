@@ -186,6 +186,16 @@ def test_module_learns_its_temperature_within_its_range(batch):
     assert module.temperature.item() == pytest.approx(0.04)
 
 
+def test_a_temperature_beyond_its_range_comes_back(batch):
+    """A step too far is taken back, so that the next finds a gradient."""
+    module = InfoNCE(0.05, learn_temperature=True, temperature_range=(0.04, 1.0))
+    with torch.no_grad():
+        module.log_temperature.fill_(-100.0)
+    module(*batch).backward()
+    assert module.log_temperature.item() == pytest.approx(math.log(0.04))
+    assert module.log_temperature.grad.abs() > 0
+
+
 def test_module_holds_its_options(batch):
     module = InfoNCE(0.1, margin=0.2, bidirectional=True)
     assert torch.equal(module(*batch), info_nce(*batch, 0.1, margin=0.2, bidirectional=True))
