@@ -14,14 +14,17 @@ from tqdm import tqdm
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.encoder.embedding import Side
 from hybridfast.infonce.loss import info_nce
+from hybridfast.training.chunks import embed_batch
 from hybridfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["LossNotFinite", "make_sampler", "train", "weights_to_train"]
+
+
+CPU_CHUNK, GPU_CHUNK = 2_048, 32_768  # places: what fills a core's caches, and a GPU
 
 
 class LossNotFinite(FloatingPointError):
@@ -53,6 +56,7 @@ def train(
 
     device = model.device
     sides = embedding.sides(model, tokens)
+    tokens_per_chunk = config.tokens_per_chunk or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
     parameters = weights_to_train(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = config.max_steps
@@ -75,7 +79,7 @@ def train(
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             # Around the loss too, whose products take autocast's dtype.
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                queries_QD, passages_ND = _embeddings(model, sides, batch)
+                queries_QD, passages_ND = embed_batch(model, sides, batch, tokens_per_chunk)
                 query_groups, passage_groups = _groups(batch, device)
                 loss = info_nce(
                     queries_QD,
@@ -137,16 +141,6 @@ def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bo
         pin_memory=pin_memory,
         layout="flat",  # ids go to the device without padding; Side.features pads them there
     )
-
-
-def _embeddings(model: SentenceTransformer, sides: tuple[Side, Side], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Those of the batch's queries, and of its passages and hard negatives, which no row need have."""
-    query, document = sides
-    texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
-    queries_QD, *passages = embedding.embed_ids(
-        model, [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
-    )
-    return queries_QD, torch.cat(passages)
 
 
 def _groups(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,73 @@
+"""Chunks of texts give the loss and the gradients of one big batch, with little padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from encoder import model_kinds
+from encoder.model_kinds import KINDS, ROWS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridfast import HybridSampler, info_nce
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.encoder import embedding
+from hybridfast.training.chunks import embed_batch, rows_of_chunks
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=80), st.integers(1, 700))
+def test_chunks_hold_every_text_once_within_their_places(lengths: list[int], places: int) -> None:
+    lengths_B = torch.tensor(lengths)
+    chunks = list(rows_of_chunks(lengths_B, places))
+    assert sorted(row for rows in chunks for row in rows.tolist()) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or len(rows) * lengths_B[rows].max() <= places for rows in chunks)
+    longest = [int(lengths_B[rows].max()) for rows in chunks]
+    assert longest == sorted(longest, reverse=True)
+
+
+@pytest.mark.filterwarnings("default")  # of models that are made up
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "BERT, mean",
+        "BERT, CLS",
+        "BERT, prompt not pooled",
+        "BERT, Dense, Normalize",
+        "XLM-R",
+        "MPNet",
+        "DistilBERT",
+        "ModernBERT",
+        "T5 encoder",
+        "Qwen2, padded left, last token",
+        "Qwen2, padded right, last token",
+        "Router, two encoders",
+        "static",
+    ],
+)
+def test_gradients_are_those_of_one_big_batch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout is off. 24 rows in chunks of 50 places: most texts of 3 to 40 tokens have few neighbours."""
+    monkeypatch.setattr(model_kinds, "FOLDER", str(tmp_path))
+    model = KINDS[kind]().eval()
+    tokens = embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
+    sides = embedding.sides(model, tokens)
+    batch = HybridSampler(tokens, batch_size=12, alpha=0.0, negatives=1, layout="flat")[0, 0]
+    found = []
+    for places in (10**9, 50):
+        model.zero_grad()
+        queries_QD, passages_ND = embed_batch(model, sides, batch, places)
+        assert queries_QD.shape[0] == 12
+        assert passages_ND.shape[0] == 12 + len(batch.negatives["offsets"])
+        loss = info_nce(queries_QD, passages_ND)
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (whole, wanted), (chunked, got) = found
+    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+    largest = max(float(grad.norm()) for grad in wanted)
+    assert len(got) == len(wanted) > 0
+    assert largest > 0
+    for one, other in zip(got, wanted, strict=True):
+        assert (one - other).norm() <= 1e-5 * max(float(other.norm()), 1e-2 * largest)
