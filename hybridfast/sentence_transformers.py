@@ -6,12 +6,14 @@
     )
     SentenceTransformerTrainer(model, args, train_dataset=dataset, loss=InfoNCELoss(model)).train()
 
-The trainer tokenizes every batch anew; `python -m hybridfast.train` and HybridSampler with a TokenizedCorpus
+Several of them in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
+tokenizes every batch anew; `python -m hybridfast.train` and HybridSampler with a TokenizedCorpus
 do it once. Prompts and prefixes are the trainer's.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +24,12 @@ import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from torch import nn
+from torch.utils.data import RandomSampler
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
+from hybridfast.data.tokens import own_passages
+from hybridfast.encoder import loading
 from hybridfast.infonce.loss import InfoNCE
 
 try:
@@ -34,7 +39,26 @@ except ImportError:  # where sentence-transformers 4 and 5 have it
 
 __all__ = ["HybridBatchSampler", "HybridDataset", "InfoNCELoss"]
 
-Key = tuple[int, int, int]  # the query's row, the passage's row, the group for the loss's mask
+
+class _Key(int):
+    """A passage's row, which data sets joined to one may shift, how far its query is, and the mask group."""
+
+    query: int
+    group: int
+
+    def __new__(cls, passage: int, query: int, group: int) -> _Key:
+        key = super().__new__(cls, passage)
+        key.query, key.group = query, group
+        return key
+
+    def __getnewargs__(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return int(self), self.query, self.group
+
+    def __add__(self, rows: int) -> _Key:
+        return _Key(int(self) + rows, self.query, self.group)
+
+    def __sub__(self, rows: int) -> _Key:
+        return self + -rows
 
 
 @dataclass(frozen=True)
@@ -58,20 +82,26 @@ class _Versions:
 class HybridDataset(Dataset):
     """A datasets.Dataset of versions whose rows can also be asked for by `HybridBatchSampler`'s keys.
 
+    Columns: anchor, positive, negative_1, ... The trainer wants a negative in every cell. A hard negative
+    that equals a passage of its own id, in any language, is none.
+
     Args:
         rows: a ParallelCorpus, or what `ParallelCorpus.from_rows` reads: mappings with id, lang, anchor (or
             query), positive (or passage) and optionally negative_1, ... and source.
+        negatives: so many columns of hard negatives; rows with fewer are left out, and a warning counts them.
+            None: all rows, and as many columns as each can fill; a warning says what that left out.
 
-    Columns: anchor, positive, and as many of negative_1, ... as every row has.
+    Raises:
+        ValueError: a bad row, or no row with as many hard negatives.
     """
 
-    def __init__(self, rows: ParallelCorpus | Iterable[Any]) -> None:
+    def __init__(self, rows: ParallelCorpus | Iterable[Any], negatives: int | None = None) -> None:
         corpus = rows if isinstance(rows, ParallelCorpus) else ParallelCorpus.from_rows(rows, name="dataset")
+        corpus, hard = _with_negatives(corpus, negatives)
         table = corpus.table.combine_chunks()
         columns = {"anchor": table["query"], "positive": table["passage"]}
-        negatives = table["negatives"].to_pylist()
-        for i in range(min((len(own) for own in negatives), default=0)):
-            columns[f"negative_{i + 1}"] = pa.chunked_array([[own[i] for own in negatives]])
+        for i, texts in enumerate(zip(*hard, strict=True), start=1):
+            columns[f"negative_{i}"] = pa.chunked_array([list(texts)])
         super().__init__(InMemoryTable(pa.table(columns)))
         self.versions = _Versions(
             languages=corpus.languages,
@@ -84,21 +114,60 @@ class HybridDataset(Dataset):
             fingerprint=corpus.fingerprint,
         )
 
+    def __getitem__(self, key: Any) -> Any:
+        """As a Dataset's; one row of a batch for a key, as several data sets joined to one ask for it."""
+        return self.__getitems__([key])[0] if isinstance(key, _Key) else super().__getitem__(key)
+
     def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
         """The rows of a batch: the anchor of one row, the positive and negatives of another."""
-        if not isinstance(keys[0], tuple):
+        if not isinstance(keys[0], _Key):
             return super().__getitems__(keys)
-        queries, passages, groups = (list(part) for part in zip(*keys, strict=True))
-        rows = self[queries + passages]
-        others = [name for name in rows if name != "anchor"]
+        rows = self[[int(key) + key.query for key in keys] + [int(key) for key in keys]]
+        anchor, *others = rows
         return [
             {
-                "anchor": rows["anchor"][i],
+                anchor: rows[anchor][i],
                 **{name: rows[name][len(keys) + i] for name in others},
-                "label": group,
+                "label": key.group,
             }
-            for i, group in enumerate(groups)
+            for i, key in enumerate(keys)
         ]
+
+
+def _with_negatives(
+    corpus: ParallelCorpus, negatives: int | None
+) -> tuple[ParallelCorpus, list[tuple[str, ...]]]:
+    """The rows that are kept, and the hard negatives of each: equally many."""
+    if negatives is not None and negatives < 0:
+        raise ValueError(f"negatives must be >= 0 or None, got {negatives}")
+    passages_of = own_passages(corpus)
+    hard = [
+        [text for text in own if text not in passages_of(row)] if own else []
+        for row, own in enumerate(corpus.table["negatives"].to_pylist())
+    ]
+    counts_V = np.array([len(own) for own in hard])
+    fewest, most = int(counts_V.min()), int(counts_V.max())
+    kept_V = np.full(len(hard), True)
+    if negatives is None:
+        negatives = fewest
+        if fewest < most:
+            none, fewer = int((counts_V == 0).sum()), int((counts_V < most).sum())
+            warnings.warn(
+                f"{none} of {len(hard)} rows have no hard negative, {fewer} fewer than {most}; columns of "
+                f"them kept: {fewest}. Pass negatives=N to keep N and leave out the rows with fewer",
+                stacklevel=3,
+            )
+    elif negatives > most:
+        raise ValueError(f"negatives={negatives}, but no row has more than {most} hard negatives")
+    elif fewest < negatives:
+        kept_V = counts_V >= negatives
+        warnings.warn(
+            f"left out: {int((~kept_V).sum())} of {len(hard)} rows, with fewer than {negatives} hard "
+            "negatives",
+            stacklevel=3,
+        )
+        corpus = ParallelCorpus(corpus.table.filter(pa.array(kept_V)), corpus.name)
+    return corpus, [tuple(hard[row][:negatives]) for row in np.flatnonzero(kept_V)]
 
 
 class HybridBatchSampler(DefaultBatchSampler):
@@ -107,11 +176,18 @@ class HybridBatchSampler(DefaultBatchSampler):
     Give the trainer `functools.partial(HybridBatchSampler, alpha=..., ...)` with any option of HybridSampler
     that concerns the plan. Epochs hold full batches only and differ (the trainer calls `set_epoch`). Of
     several processes each takes whole batches in turn, so de-duplication is within a process's batch.
+
+    The trainer asks one batch sampler for all of its data, and does not say whether to train or to evaluate.
+    So any other Dataset, such as an eval_dataset of pairs, gets sentence-transformers' default batches and a
+    warning.
+
+    Raises:
+        ValueError: an option is wrong, or a Dataset has the columns id and lang, as rows for a HybridDataset.
     """
 
     def __init__(
         self,
-        dataset: HybridDataset,
+        dataset: Dataset,
         batch_size: int,
         drop_last: bool = True,
         valid_label_columns: list[str] | None = None,
@@ -119,47 +195,130 @@ class HybridBatchSampler(DefaultBatchSampler):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        self.hybrid: HybridSampler | None = None
+        rows: Any = dataset
         if not isinstance(dataset, HybridDataset):
-            raise ValueError(f"train_dataset must be a HybridDataset, got {type(dataset).__name__}")
-        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-        self.versions = dataset.versions
-        self.hybrid = HybridSampler(self.versions, batch_size, seed=seed, **{"threads": 1, **options})
-        self.columns = np.array([self.versions.languages.index(name) for name in self.hybrid.languages])
+            rows = RandomSampler(dataset, generator=generator)
+            _say_that_batches_are_plain(dataset)
+        super().__init__(rows, batch_size, drop_last, valid_label_columns, generator, seed)
+        if isinstance(dataset, HybridDataset):
+            self.versions = dataset.versions
+            self.hybrid = HybridSampler(self.versions, batch_size, seed=seed, **{"threads": 1, **options})
+            places = [self.versions.languages.index(name) for name in self.hybrid.languages]
+            self.columns = np.array(places)
 
-    def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override,unused-ignore]
+    def __iter__(self) -> Iterator[Any]:
+        if self.hybrid is None:
+            yield from super().__iter__()
+            return
         for batch in self.hybrid.epoch(self.epoch):
             groups = batch.groups.numpy()
             queries = self.versions.version_GL[groups, self.columns[batch.query_languages]]
             passages = self.versions.version_GL[groups, self.columns[batch.passage_languages]]
-            yield list(zip(queries.tolist(), passages.tolist(), batch.mask_groups.tolist(), strict=True))
+            keys = passages.tolist(), (queries - passages).tolist(), batch.mask_groups.tolist()
+            yield list(map(_Key, *keys))
 
     def __len__(self) -> int:
-        return len(self.hybrid)
+        return super().__len__() if self.hybrid is None else len(self.hybrid)
+
+
+def _say_that_batches_are_plain(dataset: Any) -> None:
+    name = type(dataset).__name__
+    columns = getattr(dataset, "column_names", None) or []
+    if {"id", "lang"} <= set(columns):
+        raise ValueError(
+            f"train_dataset must be a HybridDataset, got {name}; make it one: HybridDataset(dataset)"
+        )
+    warnings.warn(
+        f"a {name} of {', '.join(columns)} gets sentence-transformers' default batches, as an eval_dataset "
+        "may; hybrid ones take a HybridDataset (what select, shuffle or map make of one is a Dataset)",
+        stacklevel=3,
+    )
 
 
 class InfoNCELoss(nn.Module):
     """hybridfast.infonce.loss.InfoNCE as a loss for sentence-transformers' trainer; takes its options.
 
     The first column are queries, the second their passages, further ones hard negatives. Labels, where the
-    dataset has them, are groups: rows of equal label are never negatives of each other.
+    dataset has them, are groups: rows of equal label are never negatives of each other; without labels, rows
+    of equal passage are not. A hard negative that equals a passage of the batch is of that passage's group.
+
+    Args:
+        model: what is trained.
+        temperature: None: 0.05 for cosines, 1 for inner products.
+        normalize: True for cosines, False for inner products, None for the model's own similarity.
+        **options: InfoNCE's.
+
+    Raises:
+        ValueError: normalize is None, and the model compares neither by cosine nor by inner product.
     """
 
-    def __init__(self, model: nn.Module, temperature: float = 0.05, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        temperature: float | None = None,
+        *,
+        normalize: bool | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.info_nce = InfoNCE(temperature, **options)
+        if normalize is None:
+            normalize = not hasattr(model, "similarity_fn_name") or loading.similarity(model) == "cosine"
+        if temperature is None:
+            temperature = 0.05 if normalize else 1.0
+        self.info_nce = InfoNCE(temperature, normalize=normalize, **options)
 
     def forward(
         self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
     ) -> torch.Tensor:
-        queries, *passages = (self.model(features)["sentence_embedding"] for features in sentence_features)
-        if labels is None:
+        columns = list(sentence_features)
+        texts = [_texts(features) for features in columns[1:]]  # before the model, which may hide the prompt
+        queries, *passages = (self.model(features)["sentence_embedding"] for features in columns)
+        groups = _groups(texts, labels, len(queries))
+        if groups is None:
             return self.info_nce(queries, torch.cat(passages))
-        # A hard negative belongs to no query's group: its ids, below all labels, meet nobody's.
-        unlike = labels.min() - 1 - torch.arange(len(queries) * (len(passages) - 1), device=labels.device)
-        groups = torch.cat([labels, unlike])
-        return self.info_nce(queries, torch.cat(passages), query_groups=labels, passage_groups=groups)
+        groups = groups.to(queries.device)
+        return self.info_nce(
+            queries, torch.cat(passages), query_groups=groups[: len(queries)], passage_groups=groups
+        )
 
     def get_config_dict(self) -> dict[str, Any]:
         """For the model card."""
         return {"temperature": float(self.info_nce.temperature), **self.info_nce.options}
+
+
+def _texts(features: dict[str, torch.Tensor]) -> list[bytes] | None:
+    """The token ids of each text, as bytes; None where a model reads something else."""
+    if "input_ids" not in features:
+        return None
+    ids = features["input_ids"].cpu().numpy()
+    if "offsets" in features:  # flat, each text from its offset to the next
+        return [part.tobytes() for part in np.split(ids, features["offsets"].cpu().numpy()[1:])]
+    if "cu_seq_lens_q" in features:  # flat, for flash attention
+        return [part.tobytes() for part in np.split(ids[0], features["cu_seq_lens_q"].cpu().numpy()[1:-1])]
+    if "attention_mask" not in features:
+        return None
+    masks = features["attention_mask"].cpu().numpy().astype(bool)
+    return [row[mask].tobytes() for row, mask in zip(ids, masks, strict=True)]
+
+
+def _groups(texts: list[list[bytes] | None], labels: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    """Of all passages, then of all hard negatives, of which one that is no passage meets nobody's label."""
+    nothing: list[bytes | None] = [None] * rows
+    positives, *negatives = ([*own] if own else nothing for own in texts)
+    first: dict[bytes | None, int] = {}
+    for row, text in enumerate(positives):
+        first.setdefault(text, row)
+    if labels is None:
+        if texts[0] is None:
+            return None
+        labels = torch.tensor([first[text] for text in positives])
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, which name groups, got {labels.dtype}")
+    own: list[int] = labels.tolist()
+    groups = own + list(range(min(own) - rows * len(negatives), min(own)))
+    for place, text in enumerate((text for column in negatives for text in column), start=rows):
+        if text is not None and text in first:
+            groups[place] = own[first[text]]
+    return torch.tensor(groups)

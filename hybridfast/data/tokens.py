@@ -24,6 +24,7 @@ __all__ = [
     "TextIds",
     "TokenizedCorpus",
     "TokenizerIds",
+    "own_passages",
     "spans",
     "text_hash",
     "tokenize",
@@ -170,7 +171,7 @@ def _write(
     passage: TextIds,
     progress: bool,
 ) -> None:
-    own_passages = _own_passages(corpus)
+    passages_of = own_passages(corpus)
     hashes = {side: array("Q") for side in ("query_hash_V", "passage_hash_V", "negative_hash_H")}
     text_lengths, version_sizes = array("q"), array("q")
     left_out = row = 0
@@ -185,7 +186,7 @@ def _write(
             documents: list[str] = []
             sizes_B = np.empty(len(queries), np.int64)
             for i, (positive, hard) in enumerate(zip(passages, negatives, strict=True)):
-                own = own_passages(row + i) if hard else ()
+                own = passages_of(row + i) if hard else ()
                 kept = [text for text in hard if text not in own]
                 left_out += len(hard) - len(kept)
                 documents += [positive, *kept]
@@ -228,7 +229,7 @@ def _write(
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _own_passages(corpus: ParallelCorpus) -> Callable[[int], set[str]]:
+def own_passages(corpus: ParallelCorpus) -> Callable[[int], set[str]]:
     """The passages of a row's item in all languages: none of them is a negative of it, whoever mined it."""
     passages = corpus.table.column("passage")
     item_V = corpus.item_G[corpus.group_V]
