@@ -84,15 +84,25 @@ class ModelSettings:
 
     def load(self) -> SentenceTransformer:
         """The model, set as all of this says."""
-        model = load(
-            self.model,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            model_kwargs=self.model_kwargs if isinstance(self.model_kwargs, dict) else None,
-        )
+        model = self.load_as_it_is()
         self.apply(model)
         return model
+
+    def load_as_it_is(self) -> SentenceTransformer:
+        """The model with its own prompts, lengths and similarity."""
+        kwargs = self.model_kwargs if isinstance(self.model_kwargs, dict) else None
+        try:
+            return load(
+                self.model,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                model_kwargs=kwargs,
+            )
+        except TypeError as error:
+            if not kwargs:
+                raise
+            raise ValueError(f"model_kwargs {json.dumps(kwargs)}: {error}") from error
 
     def apply(self, model: SentenceTransformer) -> None:
         """Give a model these prompts, lengths and similarity; ValueError where it cannot have them."""

@@ -17,7 +17,7 @@ from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.loop import make_sampler
+from hybridfast.training.loop import make_sampler, trainable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,6 +41,7 @@ class Project:
         if config.model == "static":
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
+        trainable(model)
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -53,7 +54,7 @@ class Project:
         if self.tokenizer is not None:
             model = loading.build_static(self.tokenizer, config.dimension, device=config.device or "cpu")
         else:
-            model = config.load().float()
+            model = config.load_as_it_is().float()
         if not any(loading.prompt_of(model, task) for task in loading.TASKS):
             loading.set_prompts(model, *PROMPTS)
         config.apply(model)
