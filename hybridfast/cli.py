@@ -39,7 +39,6 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
     from transformers.hf_argparser import string_to_bool
 
     class Parser(HfArgumentParser):
-        # argparse's own prints the usage first.
         def error(self, message: str) -> NoReturn:
             fail(message)
 
@@ -52,11 +51,10 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
         usage=f"{prog} [SETTINGS.yaml] [--flag value ...]",
         description=description,
         formatter_class=Formatter,
-        allow_abbrev=False,  # a new flag could change what an abbreviation means
+        allow_abbrev=False,
     )
     for action in parser._actions:
         if action.type is string_to_bool:
-            # YAML writes on and off too, which transformers does not know.
             action.type = lambda text: string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
     argv = sys.argv[1:] if argv is None else argv
     with usage_errors():
@@ -143,23 +141,46 @@ class Output:
     """A folder to write into; with ``keep``, what is there by now is kept even where the rest fails."""
 
     folder: Path
+    path: Path  # what the folder will be called
     keep: bool = False
 
 
 @contextmanager
 def output_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
-    """A folder to write into, which takes its name when the block ends well and vanishes when it does not."""
+    """A folder to write into, which takes its name when the block ends well and vanishes when it does not.
+
+    Where something else has taken that name meanwhile, the folder gets NAME-2, -3, ..., says ``path``.
+    """
     path = check_output_folder(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its final place: a rename is atomic within one file system only.
-    output = Output(Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)))
+    parent, name = os.path.split(os.path.abspath(path))
+    with usage_errors():
+        os.makedirs(parent, exist_ok=True)
+        output = Output(Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent)), path)
     try:
         yield output
-        output.keep = True
-    finally:
-        if output.keep:
-            output.folder.chmod(0o755)  # mkdtemp lets its owner alone in
-            # Once more: hours may have passed.
-            check_output_folder(path)
-            os.replace(output.folder, path)
-        shutil.rmtree(output.folder, ignore_errors=True)
+    except BaseException as error:
+        if not output.keep:
+            shutil.rmtree(output.folder, ignore_errors=True)
+            raise
+        output.path = _named(output.folder, path)
+        if not isinstance(error, SystemExit):  # whose message says it
+            print(f"{type(error).__name__}: what there was by then is in {output.path}", file=sys.stderr)
+        raise
+    output.path = _named(output.folder, path)
+
+
+def _named(folder: Path, path: Path) -> Path:
+    """The folder's new name: the path, or what is free of PATH-2, PATH-3, ..."""
+    folder.chmod(0o755)
+    for n in count(1):
+        free = path if n == 1 else Path(f"{os.path.abspath(path)}-{n}")
+        try:
+            os.replace(folder, os.path.abspath(free))
+        except OSError:  # also where a folder is not empty
+            if not os.path.lexists(free):
+                raise
+        else:
+            if n > 1:
+                print(f"output_dir {path} has been taken meanwhile; wrote {free}", file=sys.stderr)
+            return free
+    raise AssertionError

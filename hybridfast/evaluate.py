@@ -59,11 +59,14 @@ def main(argv: list[str] | None = None) -> None:
         )
         eval_set = readers.load(config.dataset, config.data_dir, config.candidates)
         model = config.load()
-    evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
+        evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
     print(table({name: evaluation.summary()}))
     with cli.output_folder(output_dir) as output:
-        results.write(output.folder, evaluation, {"config": asdict(config)})
-    print(f"\nWrote {output_dir}/metrics.json and {output_dir}/language_pairs.png")
+        try:
+            results.write(output.folder, evaluation, {"config": asdict(config)})
+        finally:  # the numbers outlive a picture that fails
+            output.keep = (output.folder / "metrics.json").is_file()
+    print(f"\nWrote {output.path}/metrics.json and {output.path}/language_pairs.png")
 
 
 if __name__ == "__main__":

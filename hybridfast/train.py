@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hybridfast import cli
 from hybridfast.evaluation import table
+from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type
@@ -34,33 +35,46 @@ def main(argv: list[str] | None = None) -> None:
     summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())
     with cli.output_folder(output_dir) as output:
-        folder = output.folder
-        if config.eval_before and (untrained := project.evaluate(project.new_model(config.seed))):
-            summaries["untrained"] = [untrained.summary()]
+        if config.eval_before:
+            with cli.usage_errors():
+                untrained = project.evaluate(project.new_model(config.seed))
+            _add(summaries, "untrained", untrained, output.folder)
         for name, run in runs:
             title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
+            folder, there = output.folder, output.path
+            if len(runs) > 1:
+                folder, there = folder / title, there / title
             model = project.new_model(run.seed)
-            run_folder = folder if len(runs) == 1 else folder / title
             try:
                 training = train(model, project.tokens, run, name=title)
             except LossNotFinite as error:
-                save_model(run_folder, model, run)
+                if error.step == 1:  # nothing was trained, in this run
+                    cli.fail(f"{title}: {error}")
+                save_model(folder, model, run)
                 output.keep = True
-                cli.fail(f"{error}; the model as it was before is in {output_dir}")
-            save_model(run_folder, model, run)
+                cli.fail(f"{title}: {error}; the model as it was before is in {there}")
+            save_model(folder, model, run)
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
-            evaluation = project.evaluate(model)
-            save_results(run_folder, run, training, evaluation)
-            if evaluation:
-                summaries.setdefault(name, []).append(evaluation.summary())
-        figures = table.table(summaries) if summaries else ""
-        if figures:
-            (folder / "results.md").write_text(figures + "\n", encoding="utf-8")
+            save_results(folder, run, training, None)
+            try:
+                evaluation = project.evaluate(model)
+            except ValueError as error:
+                cli.fail(f"{title}: {error}; the model is in {there}")
+            _add(summaries, name, evaluation, output.folder)
+            save_results(folder, run, training, evaluation)
     if project.eval_set is not None:
-        print(
-            f"\n{project.eval_set.name}: zero-shot, higher is better but for the rank distance\n\n{figures}"
-        )
-    _closing_words(config, output_dir, several=len(runs) > 1)
+        print(f"\n{project.eval_set.name}: zero-shot, higher is better but for the rank distance\n")
+        print(table.table(summaries))
+    _closing_words(config, output.path, several=len(runs) > 1)
+
+
+def _add(
+    summaries: dict[str, list[dict[str, float]]], name: str, evaluation: Evaluation | None, folder: Path
+) -> None:
+    """One more evaluation in the table, which is written anew: the next run may fail."""
+    if evaluation:
+        summaries.setdefault(name, []).append(evaluation.summary())
+        (folder / "results.md").write_text(table.table(summaries) + "\n", encoding="utf-8")
 
 
 def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> None:

@@ -203,3 +203,54 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="file exists"):
         cli.check_output_folder(tmp_path / "file")
     assert (tmp_path / "empty" / "model").read_text() == "first"
+
+
+def test_what_is_to_be_kept_outlives_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        with cli.output_folder(tmp_path / "run") as output:
+            (output.folder / "model").write_text("weights")
+            output.keep = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "run" / "model").read_text() == "weights"
+    assert capsys.readouterr().err == f"KeyboardInterrupt: what there was by then is in {tmp_path / 'run'}\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_name_taken_meanwhile_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """As by another run that was started at the same time."""
+    monkeypatch.chdir(tmp_path)
+    with cli.output_folder("run") as output:
+        (output.folder / "model").write_text("mine")
+        if kind == "folder":
+            Path("run").mkdir()
+            Path("run", "model").write_text("theirs")
+        elif kind == "file":
+            Path("run").write_text("theirs")
+        else:
+            Path("elsewhere").mkdir()
+            Path("run").symlink_to("elsewhere")
+    assert output.path == tmp_path / "run-2"
+    assert (tmp_path / "run-2" / "model").read_text() == "mine"
+    assert f"output_dir run has been taken meanwhile; wrote {output.path}" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit), cli.output_folder(tmp_path / "file" / "run"):
+        pass
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_working_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with cli.output_folder(".") as output:
+        (output.folder / "model").write_text("weights")
+    assert (tmp_path / "here" / "model").read_text() == "weights"

@@ -100,3 +100,40 @@ def test_what_a_user_can_get_wrong(
     assert err.count("\n") == 1
     assert out == ""
     assert sorted(path.name for path in model_folder.iterdir()) == before
+
+
+def test_embeddings_that_are_not_finite_are_one_line(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = loading.load(str(model_folder))
+    model[0].embedding.weight.data.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    model.save(str(tmp_path / "diverged"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", str(tmp_path / "diverged"), "--output_dir", str(tmp_path / "results")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    message = "error: the model embeds 4,675 of 4,675 queries as NaN or infinity, the first of them '"
+    assert err.splitlines()[-1].startswith(message)
+    assert not (tmp_path / "results").exists()
+
+
+def test_numbers_outlive_a_picture_that_fails(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font")
+
+    rows = [{"id": "1", "lang": "en", "query": "red fox", "passage": "red fox"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr("hybridfast.evaluation.plots.heat_map", fail)
+    flags = ["--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "results")]
+    with pytest.raises(RuntimeError, match="no font"):
+        evaluate.main(["--model", str(model_folder), *flags])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["metrics.json"]
+    text = (tmp_path / "results" / "metrics.json").read_text()
+    summary = json.loads(text, parse_constant=pytest.fail)["evaluation"]["summary"]
+    assert (summary["mAP mono"], summary["mAP cross"]) == (1.0, None)  # one language has no other
+    assert f"RuntimeError: what there was by then is in {tmp_path / 'results'}" in capsys.readouterr().err

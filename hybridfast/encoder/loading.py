@@ -84,13 +84,19 @@ class ModelSettings:
 
     def load(self, prompts: tuple[str, str] = ("", "")) -> SentenceTransformer:
         """The model, set as all of this says; for `prompts` see :meth:`apply`."""
-        model = load(
-            self.model,
-            device=self.device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            model_kwargs=self.model_kwargs if isinstance(self.model_kwargs, dict) else None,
-        )
+        kwargs = self.model_kwargs if isinstance(self.model_kwargs, dict) else None
+        try:
+            model = load(
+                self.model,
+                device=self.device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                model_kwargs=kwargs,
+            )
+        except TypeError as error:
+            if not kwargs:
+                raise
+            raise ValueError(f"model_kwargs {json.dumps(kwargs)}: {error}") from error
         self.apply(model, prompts)
         return model
 

@@ -22,10 +22,16 @@ __all__ = ["encode", "evaluate"]
 def evaluate(
     model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
 ) -> Evaluation:
-    """Encode an evaluation set, each side under the model's own prompt, and rank by its similarity."""
+    """Encode an evaluation set, each side under the model's own prompt, and rank by its similarity.
+
+    Raises:
+        ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
+    """
     queries, passages = encode(
         model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
     )
+    _check_finite("queries", eval_set.queries, queries)
+    _check_finite("passages", eval_set.passages, passages)
     if similarity(model) == "cosine":
         queries, passages = normalize(queries, dim=-1), normalize(passages, dim=-1)
     return evaluate_embeddings(eval_set, queries, passages)
@@ -45,3 +51,12 @@ def encode(
     if not (TRITON and all(rows.device.type == "cuda" for rows in embeddings)):
         embeddings = [rows.cpu() for rows in embeddings]
     return embeddings[0], embeddings[1]
+
+
+def _check_finite(name: str, texts: list[str], rows: torch.Tensor) -> None:
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"the model embeds {int((~finite).sum()):,} of {len(texts):,} {name} as NaN or infinity, "
+            f"the first of them {texts[int(finite.int().argmin())][:60]!r}"
+        )

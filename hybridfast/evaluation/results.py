@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -42,8 +43,16 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
-    (folder / "metrics.json").write_text(
-        json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(_finite(metrics), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     if evaluation:  # after the figures, which a picture that fails must not cost
         plots.heat_map(evaluation, folder / "language_pairs.png")
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

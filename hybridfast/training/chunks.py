@@ -1,8 +1,7 @@
 """A batch through the encoder: texts of like length together, each chunk padded to its own longest.
 
-Padded to the longest of the batch, most places of a batch of real text are padding: five of six where queries are
-titles and one passage in a hundred fills the model. The loss sees the whole batch; its value and gradients are those
-of one big chunk but for rounding.
+Padded to the longest of the batch, most places of a batch of real text are padding. The loss sees the whole
+batch; its value and gradients are those of one big chunk but for rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ def embed_batch(
 
     Args:
         batch: its texts as flat ids.
-        tokens_per_chunk: places, padding counted, that go through the encoder at once; a longer text goes alone.
+        tokens_per_chunk: places, padding counted, that go through the encoder at once; a longer text goes
+            alone.
     """
     query, document = sides
     texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]

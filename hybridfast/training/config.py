@@ -10,6 +10,8 @@ from hybridfast.encoder.loading import ModelSettings, setting
 
 __all__ = ["TrainConfig"]
 
+INF = float("inf")
+
 
 @dataclass
 class TrainConfig(ModelSettings):
@@ -63,8 +65,8 @@ class TrainConfig(ModelSettings):
 
     tokens_per_chunk: int | None = setting(
         None,
-        "Places, padding counted, that go through the encoder at once: texts of like length together. None: 2048 "
-        "on a CPU, 32768 on a GPU.",
+        "Places, padding counted, that go through the encoder at once: texts of like length together. None: "
+        "2048 on a CPU, 32768 on a GPU.",
     )
     learning_rate: float | None = setting(None, "None: 2e-2 for a static encoder, 3e-5 for others.")
     lr_scheduler_type: str = setting("linear", "As transformers names them: linear, cosine, constant, ...")
@@ -101,14 +103,14 @@ class TrainConfig(ModelSettings):
             ("alpha", 0 <= self.alpha <= 1, "in [0, 1]"),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("negatives", self.negatives >= 0, ">= 0"),
-            ("temperature", self.temperature is None or 0 < self.temperature < float("inf"), "> 0"),
+            ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
+            ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
             ("tokens_per_chunk", self.tokens_per_chunk is None or self.tokens_per_chunk >= 1, ">= 1"),
-            ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "> 0"),
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
-            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
             ("max_steps", self.max_steps >= 1, ">= 1"),
-            ("num_train_epochs", self.num_train_epochs is None or self.num_train_epochs > 0, "> 0"),
+            ("num_train_epochs", self.num_train_epochs is None or 0 < self.num_train_epochs < INF, "> 0"),
             ("dimension", self.dimension >= 1, ">= 1"),
             ("vocabulary_size", self.vocabulary_size >= 2, ">= 2"),
             ("eval_batch_size", self.eval_batch_size >= 1, ">= 1"),

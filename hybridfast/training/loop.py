@@ -21,14 +21,18 @@ from hybridfast.training.config import TrainConfig
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["LossNotFinite", "make_sampler", "train", "weights_to_train"]
+__all__ = ["LossNotFinite", "make_sampler", "train", "trainable"]
 
 
 CPU_CHUNK, GPU_CHUNK = 2_048, 32_768  # places: what fills a core's caches, and a GPU
 
 
 class LossNotFinite(FloatingPointError):
-    """The loss of a step is NaN or infinite; the model is as it was before that step."""
+    """The loss of a step is NaN or infinite; the model is as it was before that step, counted from 1."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def train(
@@ -57,7 +61,7 @@ def train(
     device = model.device
     sides = embedding.sides(model, tokens)
     tokens_per_chunk = config.tokens_per_chunk or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
-    parameters = weights_to_train(model)
+    parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = config.max_steps
     if config.num_train_epochs is not None:
@@ -98,7 +102,7 @@ def train(
             # Read before the step, so that a bad loss leaves the weights as they were.
             losses = [*losses[-49:], told.value()]
             if not math.isfinite(losses[-1]):
-                raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens))
+                raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens), step)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -118,8 +122,8 @@ def train(
     }
 
 
-def weights_to_train(model: SentenceTransformer) -> list[torch.nn.Parameter]:
-    """What the optimizer steps; a ValueError where there is nothing."""
+def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
+    """The weights that training changes; a ValueError where there are none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("the model has no weights to train: every one of them is frozen")

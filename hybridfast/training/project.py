@@ -17,7 +17,7 @@ from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.loop import make_sampler, weights_to_train
+from hybridfast.training.loop import make_sampler, trainable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,7 +42,7 @@ class Project:
             # One vocabulary for all runs: they share the tokens.
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
-        weights_to_train(model)
+        trainable(model)
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
         for _, run in self.runs():  # what cannot be filled is said before any training

@@ -25,13 +25,16 @@ __all__ = ["save_model", "save_results"]
 def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
     """The model and its settings, all of it in ``folder`` or none; the model keeps its new dtype."""
     model.to(dtype=getattr(torch, config.save_dtype))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as unfinished:
-        model.save(unfinished)
-        (Path(unfinished) / "train_config.yaml").write_text(
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
+        whole = Path(unfinished, "model")
+        model.save(str(whole))
+        (whole / "train_config.yaml").write_text(
             yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-        for file in Path(unfinished).iterdir():
+        if not folder.exists():
+            os.replace(whole, folder)
+            return
+        for file in whole.iterdir():
             os.replace(file, folder / file.name)
 
 

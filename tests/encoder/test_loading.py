@@ -122,7 +122,7 @@ def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
         trust_remote_code=True,
         model_kwargs='{"attn_implementation": "eager"}',
     )
-    monkeypatch.setattr(ModelSettings, "apply", lambda self, model: None)
+    monkeypatch.setattr(ModelSettings, "apply", lambda self, model, prompts: None)
     settings.load()
     assert given == {
         "device": None,

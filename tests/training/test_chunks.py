@@ -49,11 +49,12 @@ def test_chunks_hold_every_text_once_within_their_places(lengths: list[int], pla
 def test_gradients_are_those_of_one_big_batch(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropout is off. 24 rows in chunks of 50 places: most texts of 3 to 40 tokens have few neighbours."""
+    """Without dropout, in float64, but that some models norm in float32: 12 rows in chunks of 50 places."""
     monkeypatch.setattr(model_kinds, "FOLDER", str(tmp_path))
     model = KINDS[kind]().eval()
     tokens = embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
     sides = embedding.sides(model, tokens)
+    model.double()
     batch = HybridSampler(tokens, batch_size=12, alpha=0.0, negatives=1, layout="flat")[0, 0]
     found = []
     for places in (10**9, 50):
@@ -65,9 +66,9 @@ def test_gradients_are_those_of_one_big_batch(
         loss.backward()
         found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     (whole, wanted), (chunked, got) = found
-    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(chunked, whole, rtol=1e-7, atol=0)
     largest = max(float(grad.norm()) for grad in wanted)
     assert len(got) == len(wanted) > 0
     assert largest > 0
     for one, other in zip(got, wanted, strict=True):
-        assert (one - other).norm() <= 1e-5 * max(float(other.norm()), 1e-2 * largest)
+        assert (one - other).norm() <= 1e-6 * max(float(other.norm()), 1e-2 * largest)
