@@ -10,10 +10,10 @@
 namespace hybridfast::sampler {
 namespace {
 
-constexpr std::uint32_t kBlock = 100;                         // batches that a stratified draw balances
+constexpr std::uint32_t kBlock = 100;  // batches that a stratified draw balances
 // Weights are integers, so that shares are exact.
 constexpr std::uint64_t kWeightOne = std::uint64_t{1} << 30;
-constexpr std::size_t kChunk = 256;                           // rows whose look-ups run step by step
+constexpr std::size_t kChunk = 256;  // rows whose look-ups run step by step
 
 // The draws of a block of batches: independent ones, or one number from each hundredth of [0, 1) in random
 // order.
