@@ -1,16 +1,20 @@
 """A batch through the encoder: texts of like length together, each chunk padded to its own longest.
 
 Padded to the longest of the batch, most places of a batch of real text are padding. The loss sees the whole
-batch; its value and gradients are those of one big chunk but for rounding.
+batch; its value and gradients are those of one big chunk but for rounding. Chunks whose activations do not
+fit the memory are encoded without them, and again in the backward pass (gradient caching, Gao et al., 2021),
+with the same dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hybridfast.data.sampler import Batch
 from hybridfast.encoder import embedding
@@ -20,28 +24,112 @@ from hybridfast.encoder.loading import is_static
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["embed_batch", "rows_of_chunks"]
+__all__ = ["Chunks", "rows_of_chunks"]
+
+CPU_PLACES, GPU_PLACES = 2_048, 32_768  # of a chunk: what keeps a core's caches, and a GPU, busy
+FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
 
 
-def embed_batch(
-    model: SentenceTransformer, sides: tuple[Side, Side], batch: Batch, tokens_per_chunk: int
-) -> tuple[Tensor, Tensor]:
-    """The embeddings of a batch's queries (B, D) and of its passages and then hard negatives (B + M, D).
+class Chunks:
+    """Embeds batches with gradients, so many places at once, within so much memory for activations.
 
     Args:
-        batch: its texts as flat ids.
-        tokens_per_chunk: places, padding counted, that go through the encoder at once; a longer text goes
-            alone.
+        tokens_per_chunk: places, padding counted; a longer text goes alone. None: 2048 on a CPU, 32768 on a
+            GPU.
+        activation_memory: bytes that chunks may keep for the backward pass, the one at work not counted.
+            None: half of what is free when the first chunk has been seen.
     """
-    query, document = sides
-    texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
-    parts = [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
-    if is_static(model):  # no padding, and one call for all
-        queries_QD, *passages = embedding.embed_ids(model, parts)
-        return queries_QD, torch.cat(passages)
-    queries_QD = _by_chunks(model, query, parts[0][1], tokens_per_chunk)
-    documents = _joined([ids for _, ids in parts[1:]])
-    return queries_QD, _by_chunks(model, document, documents, tokens_per_chunk)
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        sides: tuple[Side, Side],
+        tokens_per_chunk: int | None = None,
+        activation_memory: float | None = None,
+    ) -> None:
+        self.model, self.sides = model, sides
+        self.places = tokens_per_chunk or (CPU_PLACES if model.device.type == "cpu" else GPU_PLACES)
+        self.budget = activation_memory
+        self.bytes_per_place = 0.0  # of activations, the largest seen
+        self.kept_bytes = 0.0  # of this batch
+        self.recomputed = 0  # chunks of this batch
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The embeddings of a batch's queries (B, D), and of its passages and then hard negatives (B + M, D).
+
+        Args:
+            batch: its texts as flat ids.
+
+        Raises:
+            RuntimeError: the memory does not hold one chunk.
+        """
+        query, document = self.sides
+        texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
+        parts = [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
+        if is_static(self.model):  # no padding, and one call for all
+            queries_QD, *passages = embedding.embed_ids(self.model, parts)
+            return queries_QD, torch.cat(passages)
+        self.kept_bytes, self.recomputed = 0.0, 0
+        queries_QD = self._by_chunks(query, parts[0][1])
+        return queries_QD, self._by_chunks(document, _joined([ids for _, ids in parts[1:]]))
+
+    def _by_chunks(self, side: Side, texts: Features) -> Tensor:
+        ids_T, starts_B = texts["input_ids"], texts["offsets"]
+        lengths_B = torch.diff(starts_B, append=starts_B.new_tensor([len(ids_T)]))
+        chunks = list(rows_of_chunks(lengths_B, self.places))
+        embeddings = []
+        for rows in chunks:
+            lengths = lengths_B[rows]
+            offsets = lengths.cumsum(0) - lengths
+            at = torch.arange(int(lengths.sum())) + (starts_B[rows] - offsets).repeat_interleave(lengths)
+            features = side.features(ids_T[at], offsets, self.model.device)
+            embeddings.append(self._embed_chunk(side, features, len(rows) * int(lengths.max())))
+        back_B = torch.argsort(torch.cat(chunks))
+        return torch.cat(embeddings)[back_B.to(self.model.device)]
+
+    def _embed_chunk(self, side: Side, features: Features, places: int) -> Tensor:
+        def run() -> Tensor:
+            # A copy: modules add to what they are given, and a second run must not see it.
+            return embedding.embed(self.model, side.task, dict(features))
+
+        if not torch.is_grad_enabled():
+            return run()
+        if not self.bytes_per_place:
+            return self._measure(run, places)
+        if self.kept_bytes + self.bytes_per_place * places > self._budget():
+            self.recomputed += 1
+            embeddings: Tensor = checkpoint(run, use_reentrant=False)
+            return embeddings
+        self.kept_bytes += self.bytes_per_place * places
+        return run()
+
+    def _measure(self, run: Callable[[], Tensor], places: int) -> Tensor:
+        """The first chunk, which holds the longest texts, and so the most activations for a place."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        sizes: dict[int, int] = {}
+
+        def seen(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+            embeddings = run()
+        self.bytes_per_place = max(sum(sizes.values()) / max(places, 1), 1.0)
+        self.kept_bytes = self.bytes_per_place * places
+        return embeddings
+
+    def _budget(self) -> float:
+        if self.budget is None:
+            device = self.model.device
+            free = (
+                torch.cuda.mem_get_info(device)[0]
+                if device.type == "cuda"
+                else psutil.virtual_memory().available
+            )
+            self.budget = FREE_SHARE * free
+        return self.budget
 
 
 def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int) -> Iterator[Tensor]:
@@ -56,21 +144,6 @@ def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int) -> Iterator[Tensor]
         rows = max(1, tokens_per_chunk // max(1, sorted_B[first]))
         yield order_B[first : first + rows]
         first += rows
-
-
-def _by_chunks(model: SentenceTransformer, side: Side, texts: Features, tokens_per_chunk: int) -> Tensor:
-    ids_T, starts_B = texts["input_ids"], texts["offsets"]
-    lengths_B = torch.diff(starts_B, append=starts_B.new_tensor([len(ids_T)]))
-    chunks = list(rows_of_chunks(lengths_B, tokens_per_chunk))
-    embeddings = []
-    for rows in chunks:
-        lengths = lengths_B[rows]
-        offsets = lengths.cumsum(0) - lengths
-        places = torch.arange(int(lengths.sum())) + (starts_B[rows] - offsets).repeat_interleave(lengths)
-        features = side.features(ids_T[places], offsets, model.device)
-        embeddings.append(embedding.embed(model, side.task, features))
-    back_B = torch.argsort(torch.cat(chunks))
-    return torch.cat(embeddings)[back_B.to(model.device)]
 
 
 def _joined(parts: list[Features]) -> Features:

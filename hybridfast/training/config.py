@@ -68,6 +68,11 @@ class TrainConfig(ModelSettings):
         "Places, padding counted, that go through the encoder at once: texts of like length together. None: "
         "2048 on a CPU, 32768 on a GPU.",
     )
+    activation_memory: float | None = setting(
+        None,
+        "Gigabytes of activations kept for the backward pass; what is beyond is computed again. None: half "
+        "of what is free.",
+    )
     learning_rate: float | None = setting(None, "None: 2e-2 for a static encoder, 3e-5 for others.")
     lr_scheduler_type: str = setting("linear", "As transformers names them: linear, cosine, constant, ...")
     warmup_ratio: float = setting(0.1, "Share of the steps in which the learning rate rises.")
@@ -105,6 +110,7 @@ class TrainConfig(ModelSettings):
             ("negatives", self.negatives >= 0, ">= 0"),
             ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
             ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
+            ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),
             ("tokens_per_chunk", self.tokens_per_chunk is None or self.tokens_per_chunk >= 1, ">= 1"),
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
             ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),

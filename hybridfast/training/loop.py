@@ -15,16 +15,13 @@ from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.infonce.loss import info_nce
-from hybridfast.training.chunks import embed_batch
+from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["LossNotFinite", "make_sampler", "train", "trainable"]
-
-
-CPU_CHUNK, GPU_CHUNK = 2_048, 32_768  # places: what fills a core's caches, and a GPU
 
 
 class LossNotFinite(FloatingPointError):
@@ -60,7 +57,8 @@ def train(
 
     device = model.device
     sides = embedding.sides(model, tokens)
-    tokens_per_chunk = config.tokens_per_chunk or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
+    memory = None if config.activation_memory is None else config.activation_memory * 1e9
+    chunks = Chunks(model, sides, config.tokens_per_chunk, memory)
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = config.max_steps
@@ -83,7 +81,7 @@ def train(
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             # Around the loss too, whose products take autocast's dtype.
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                queries_QD, passages_ND = embed_batch(model, sides, batch, tokens_per_chunk)
+                queries_QD, passages_ND = chunks.embed(batch)
                 query_groups, passage_groups = _groups(batch, device)
                 loss = info_nce(
                     queries_QD,
