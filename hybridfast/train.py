@@ -20,6 +20,7 @@ from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type
+from hybridfast.training.rehearsal import rehearse
 from hybridfast.training.saving import save_model, save_results
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         name = "compare" if config.compare else batch_type(config.alpha)
         output_dir = cli.check_output_folder(config.output_dir or cli.next_free(name))
         project = Project(config)
+        if config.dry_run:
+            print(rehearse(project))
+            return
     summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())
     with cli.output_folder(output_dir) as output:

@@ -76,7 +76,14 @@ class TrainConfig(ModelSettings):
     learning_rate: float | None = setting(None, "None: 2e-2 for a static encoder, 3e-5 for others.")
     lr_scheduler_type: str = setting("linear", "As transformers names them: linear, cosine, constant, ...")
     warmup_ratio: float = setting(0.1, "Share of the steps in which the learning rate rises.")
-    weight_decay: float = setting(0.01, "Of AdamW.")
+    weight_decay: float = setting(0.01, "Of AdamW; biases and norms are not decayed.")
+    embedding_learning_rate: float | None = setting(None, "Of word embeddings. None: learning_rate's.")
+    layer_lr_decay: float = setting(
+        1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
+    )
+    freeze: str | None = setting(
+        None, "Weights whose names this regular expression finds are not trained, such as 'word_embeddings'."
+    )
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm; 0: never.")
     max_steps: int = setting(1200, "Optimizer steps, one batch each.")
     num_train_epochs: float | None = setting(None, "Epochs instead of max_steps.")
@@ -95,12 +102,21 @@ class TrainConfig(ModelSettings):
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
     eval_before: bool = setting(True, "Evaluate the untrained model too.")
 
+    dry_run: bool = setting(
+        False,
+        "Show batches, tokens, padding, memory and the time a run will take, from a few steps; then stop.",
+    )
     compare: bool = setting(
         False, "Train mono (alpha 1), cross (alpha 0) and hybrid with the same steps and seeds."
     )
     seed: int = setting(0, "Of the batches, the new weights and dropout.")
     num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean and standard deviation.")
     num_workers: int = setting(2, "Native threads that build batches ahead.")
+
+    @property
+    def activation_bytes(self) -> float | None:
+        """``activation_memory`` in bytes."""
+        return None if self.activation_memory is None else self.activation_memory * 1e9
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +129,12 @@ class TrainConfig(ModelSettings):
             ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),
             ("tokens_per_chunk", self.tokens_per_chunk is None or self.tokens_per_chunk >= 1, ">= 1"),
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
+            (
+                "embedding_learning_rate",
+                self.embedding_learning_rate is None or 0 < self.embedding_learning_rate < INF,
+                "> 0",
+            ),
+            ("layer_lr_decay", 0 < self.layer_lr_decay <= 1, "in (0, 1]"),
             ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
             ("max_steps", self.max_steps >= 1, ">= 1"),

@@ -17,11 +17,12 @@ from hybridfast.encoder import embedding, loading
 from hybridfast.infonce.loss import info_nce
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.optimizer import make_optimizer, trainable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["LossNotFinite", "make_sampler", "train", "trainable"]
+__all__ = ["LossNotFinite", "make_sampler", "steps_of", "train"]
 
 
 class LossNotFinite(FloatingPointError):
@@ -57,17 +58,11 @@ def train(
 
     device = model.device
     sides = embedding.sides(model, tokens)
-    memory = None if config.activation_memory is None else config.activation_memory * 1e9
-    chunks = Chunks(model, sides, config.tokens_per_chunk, memory)
+    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes)
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
-    max_steps = config.max_steps
-    if config.num_train_epochs is not None:
-        max_steps = max(1, round(config.num_train_epochs * len(sampler)))
-    learning_rate = config.learning_rate or (2e-2 if loading.is_static(model) else 3e-5)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    max_steps = steps_of(config, sampler)
+    optimizer = make_optimizer(model, config)
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
@@ -120,12 +115,11 @@ def train(
     }
 
 
-def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
-    """The weights that training changes; a ValueError where there are none."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ValueError("the model has no weights to train: every one of them is frozen")
-    return parameters
+def steps_of(config: TrainConfig, sampler: HybridSampler) -> int:
+    """How many steps a run has."""
+    if config.num_train_epochs is None:
+        return config.max_steps
+    return max(1, round(config.num_train_epochs * len(sampler)))
 
 
 def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bool = False) -> HybridSampler:

@@ -17,7 +17,8 @@ from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.loop import make_sampler, trainable
+from hybridfast.training.loop import make_sampler
+from hybridfast.training.optimizer import freeze, trainable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -57,6 +58,7 @@ class Project:
             config.apply(model, PROMPTS)
         else:
             model = config.load(PROMPTS).float()
+        freeze(model, config.freeze)
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:

@@ -48,6 +48,6 @@ def save_results(
 def settings(config: TrainConfig) -> dict[str, Any]:
     """What repeats this one run."""
     # Without the folder, which is taken: a repetition gets a new one.
-    own = {**asdict(config), "output_dir": None, "compare": False, "num_seeds": 1}
+    own = {**asdict(config), "output_dir": None, "compare": False, "dry_run": False, "num_seeds": 1}
     # JSON in a string, as the flag takes it: a settings file holds no mappings.
     return own | {"model_kwargs": json.dumps(own["model_kwargs"]) if own["model_kwargs"] else None}

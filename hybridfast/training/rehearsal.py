@@ -1,0 +1,91 @@
+"""What a run will take, from its first batches: shown by ``--dry_run``, which trains nothing that is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from hybridfast.data.sampler import Batch
+from hybridfast.encoder import embedding, loading
+from hybridfast.training.chunks import Chunks, rows_of_chunks
+from hybridfast.training.loop import make_sampler, steps_of, train
+from hybridfast.training.project import Project
+
+__all__ = ["rehearse"]
+
+BATCHES, STEPS = 20, 3  # looked at for tokens; timed
+
+
+def rehearse(project: Project) -> str:
+    """Batches, languages, tokens, padding, memory and time of the first of a project's runs, as text."""
+    (_, config), *others = project.runs()
+    model, tokens = project.new_model(config.seed), project.tokens
+    with make_sampler(tokens, config) as sampler:
+        steps, epoch = steps_of(config, sampler), len(sampler)
+        batches = list(islice(sampler.epoch(0), BATCHES))
+        coverage = sampler.coverage()
+    chunks = Chunks(model, embedding.sides(model, tokens), config.tokens_per_chunk, config.activation_bytes)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in coverage.items())
+    lines = [
+        f"Batches: {epoch:,} an epoch, of {config.batch_size:,} pairs; "
+        f"{steps:,} steps are {steps / epoch:.3g} epochs",
+        f"Languages: {shares} of the groups",
+        _tokens(batches, chunks.places, static=loading.is_static(model)),
+    ]
+    model.train()
+    chunks.embed(batches[0])
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    lines.append(
+        f"Memory: weights {weights / 1e9:.2f} GB, gradients and AdamW's moments {3 * trained / 1e9:.2f} GB, "
+        f"activations {chunks.kept_bytes / 1e9:.2f} GB, {chunks.recomputed} chunks of a batch encoded again"
+    )
+    seconds = [
+        train(model, tokens, replace(config, max_steps=count, num_train_epochs=None))["seconds"]
+        for count in (1, 1 + STEPS)  # the first step pays for what the others find ready
+    ]
+    each = max(seconds[1] - seconds[0], 0.0) / STEPS
+    lines.append(
+        f"Time: {each:.3g} s a step, {config.batch_size / max(each, 1e-9):,.0f} pairs/s; "
+        f"{_duration(each * steps)} for {steps:,} steps"
+        + (f", and as much for each of {len(others)} other runs" if others else "")
+    )
+    return "\n".join(lines)
+
+
+def _tokens(batches: list[Batch], places: int, *, static: bool) -> str:
+    """Tokens of a text, the share at the model's limit, and padding in chunks as the trainer cuts them."""
+    lengths = [
+        [_lengths(side) for batch in batches if (side := getattr(batch, name)) is not None]
+        for name in ("queries", "passages", "negatives")
+    ]
+    said = []
+    for name, parts in zip(("query", "passage", "hard negative"), lengths, strict=True):
+        if parts and len(all_B := np.concatenate([part.numpy() for part in parts])):
+            longest = all_B.max()
+            said.append(
+                f"{all_B.mean():.1f} a {name} (longest {longest}, {(all_B == longest).mean():.1%} of them)"
+            )
+    text = f"Tokens in {len(batches)} batches: " + ", ".join(said)
+    if static:
+        return text
+    used = padded = 0
+    for parts in lengths:
+        for part in parts:
+            for rows in rows_of_chunks(part, places):
+                used += int(part[rows].sum())
+                padded += len(rows) * int(part[rows].max())
+    return text + f"; padding {1 - used / max(padded, 1):.1%} of the places"
+
+
+def _lengths(texts: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.diff(texts["offsets"], append=torch.tensor([len(texts["input_ids"])]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
