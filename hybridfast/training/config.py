@@ -81,6 +81,17 @@ class TrainConfig(ModelSettings):
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
     )
+    ema_decay: float = setting(
+        0.0,
+        "Save the weights' average over the steps, each of which counts this much less than the next.",
+    )
+    matryoshka_dims: list[int] | None = setting(
+        None,
+        "Train these prefixes of embeddings as embeddings too, such as 384 256 128 64: the mean loss.",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Keep layers' inputs alone and compute the rest again: less memory for a long text."
+    )
     freeze: str | None = setting(
         None, "Weights whose names this regular expression finds are not trained, such as 'word_embeddings'."
     )
@@ -134,6 +145,8 @@ class TrainConfig(ModelSettings):
                 self.embedding_learning_rate is None or 0 < self.embedding_learning_rate < INF,
                 "> 0",
             ),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
+            ("matryoshka_dims", all(dim >= 1 for dim in self.matryoshka_dims or ()), ">= 1"),
             ("layer_lr_decay", 0 < self.layer_lr_decay <= 1, "in (0, 1]"),
             ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),

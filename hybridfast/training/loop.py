@@ -17,7 +17,7 @@ from hybridfast.encoder import embedding, loading
 from hybridfast.infonce.loss import info_nce
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.optimizer import make_optimizer, trainable
+from hybridfast.training.optimizer import Average, make_optimizer, trainable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -68,6 +68,9 @@ def train(
     )
     cosine = loading.similarity(model) == "cosine"
     temperature = config.temperature or (0.05 if cosine else 1.0)
+    # Prefixes that are good embeddings themselves: Kusupati et al., 2022. None: the whole.
+    dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
+    average = Average(parameters, config.ema_decay)
     losses: list[float] = []
     model.train()  # embedding.sides has left it in evaluation mode
     started = time.perf_counter()
@@ -78,16 +81,19 @@ def train(
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 queries_QD, passages_ND = chunks.embed(batch)
                 query_groups, passage_groups = _groups(batch, device)
-                loss = info_nce(
-                    queries_QD,
-                    passages_ND,
-                    temperature,
-                    query_groups=query_groups,
-                    passage_groups=passage_groups,
-                    in_batch=config.in_batch,
-                    bidirectional=config.bidirectional,
-                    normalize=cosine,
-                )
+                loss = sum(
+                    info_nce(
+                        queries_QD[:, :dim],
+                        passages_ND[:, :dim],
+                        temperature,
+                        query_groups=query_groups,
+                        passage_groups=passage_groups,
+                        in_batch=config.in_batch,
+                        bidirectional=config.bidirectional,
+                        normalize=cosine,
+                    )
+                    for dim in dims
+                ) / len(dims)
             told = _Told(loss)
             loss.backward()
             if config.max_grad_norm:
@@ -97,6 +103,7 @@ def train(
             if not math.isfinite(losses[-1]):
                 raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens), step)
             optimizer.step()
+            average.add()
             scheduler.step()
             optimizer.zero_grad()
             bar.update()
@@ -105,6 +112,7 @@ def train(
                 mean = sum(losses) / len(losses)
                 bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s")
     seconds = time.perf_counter() - started
+    average.take_over()
     model.eval()
     return {
         "steps": max_steps,

@@ -13,7 +13,7 @@ from hybridfast.training.config import TrainConfig
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["freeze", "make_optimizer", "trainable"]
+__all__ = ["Average", "freeze", "make_optimizer", "trainable"]
 
 STATIC_RATE, RATE = (
     2e-2,
@@ -81,6 +81,33 @@ def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.opt
         for (own_rate, decay), parameters in groups.items()
     ]
     return torch.optim.AdamW(listed, lr=rate, fused=fused)
+
+
+class Average:
+    """The weights averaged over the steps, a step's share falling by ``decay`` with each later one.
+
+    With a decay of 0 they are the last step's, and nothing is kept.
+
+    Begins as the mean of what there is, so that the first weights do not weigh more than others.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.means = [parameter.detach().clone() for parameter in parameters] if decay else []
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Count the weights of a step."""
+        if self.decay:
+            self.steps += 1
+            share = max(1 / self.steps, 1 - self.decay)
+            torch._foreach_lerp_(self.means, [p.detach() for p in self.parameters], share)
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Put the means in the place of the weights."""
+        for parameter, mean in zip(self.parameters, self.means, strict=False):  # no means without a decay
+            parameter.copy_(mean)
 
 
 def _layer(name: str) -> int | None:

@@ -44,6 +44,11 @@ class Project:
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
         trainable(model)
+        width = model.get_embedding_dimension()
+        if width and max(config.matryoshka_dims or [0]) > width:
+            raise ValueError(
+                f"matryoshka_dims must be at most the model's {width}, got {config.matryoshka_dims}"
+            )
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -59,6 +64,8 @@ class Project:
         else:
             model = config.load(PROMPTS).float()
         freeze(model, config.freeze)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:

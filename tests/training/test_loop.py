@@ -1,0 +1,70 @@
+"""The loop's own choices. That a run learns, and what it leaves, is in test_train.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridfast import info_nce
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.encoder import embedding, loading
+from hybridfast.training import loop
+from hybridfast.training.config import TrainConfig
+from hybridfast.training.loop import train
+
+ROWS = [
+    {"id": str(i), "lang": lang, "query": f"Query {i} {lang} ?", "passage": f"Passage {i} : {i} {lang}"}
+    for i in range(24)
+    for lang in ("de", "en")
+]
+
+
+@pytest.fixture
+def model(tiny_xlm_r: Path):
+    return loading.load(str(tiny_xlm_r), device="cpu")
+
+
+@pytest.fixture
+def tokens(model, tmp_path: Path):
+    return embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
+
+
+def test_matryoshka_is_the_mean_loss_of_the_prefixes(model, tokens, monkeypatch):
+    seen = []
+
+    def noted(queries, passages, *arguments, **options):
+        loss = info_nce(queries, passages, *arguments, **options)
+        seen.append((queries.shape[1], passages.shape[1], loss.item()))
+        return loss
+
+    monkeypatch.setattr(loop, "info_nce", noted)
+    config = TrainConfig(batch_size=8, max_steps=1, matryoshka_dims=[32, 16, 4])
+    loss = train(model, tokens, config)["loss"]
+    assert [sizes[:2] for sizes in seen] == [(32, 32), (16, 16), (4, 4)]
+    assert loss == pytest.approx(sum(value for *_, value in seen) / 3)
+
+
+@pytest.mark.filterwarnings("default")
+def test_gradient_checkpointing_gives_the_same_weights(tiny_xlm_r, tokens):
+    trained = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = loading.load(str(tiny_xlm_r), device="cpu")
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        train(model, tokens, TrainConfig(batch_size=8, max_steps=3))
+        trained.append([parameter.detach() for parameter in model.parameters()])
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_averaged_weights_are_what_is_left(tiny_xlm_r, tokens):
+    left = []
+    for decay in (0.0, 0.9):
+        torch.manual_seed(0)
+        model = loading.load(str(tiny_xlm_r), device="cpu")
+        train(model, tokens, TrainConfig(batch_size=8, max_steps=4, learning_rate=1e-2, ema_decay=decay))
+        left.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert not torch.equal(*left)
