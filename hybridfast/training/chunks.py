@@ -8,9 +8,11 @@ with the same dropout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunks", "rows_of_chunks"]
 
-CPU_PLACES, GPU_PLACES = 2_048, 32_768  # of a chunk: what keeps a core's caches, and a GPU, busy
+CPU_PLACES, GPU_PLACES = 2_048, 32_768  # of a chunk, at most
+CPU_OVERHEAD, GPU_OVERHEAD = (
+    64,
+    4_096,
+)  # of one more chunk, in places computed meanwhile
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
 
 
@@ -48,7 +54,9 @@ class Chunks:
         activation_memory: float | None = None,
     ) -> None:
         self.model, self.sides = model, sides
-        self.places = tokens_per_chunk or (CPU_PLACES if model.device.type == "cpu" else GPU_PLACES)
+        on_cpu = model.device.type == "cpu"
+        self.places = tokens_per_chunk or (CPU_PLACES if on_cpu else GPU_PLACES)
+        self.overhead = CPU_OVERHEAD if on_cpu else GPU_OVERHEAD
         self.budget = activation_memory
         self.bytes_per_place = 0.0  # of activations, the largest seen
         self.kept_bytes = 0.0  # of this batch
@@ -76,7 +84,7 @@ class Chunks:
     def _by_chunks(self, side: Side, texts: Features) -> Tensor:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
         lengths_B = torch.diff(starts_B, append=starts_B.new_tensor([len(ids_T)]))
-        chunks = list(rows_of_chunks(lengths_B, self.places))
+        chunks = rows_of_chunks(lengths_B, self.places, self.overhead)
         embeddings = []
         for rows in chunks:
             lengths = lengths_B[rows]
@@ -132,18 +140,30 @@ class Chunks:
         return self.budget
 
 
-def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int) -> Iterator[Tensor]:
+def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int, overhead: int) -> list[Tensor]:
     """Rows of texts with so many tokens, cut into chunks; the longest come first.
 
-    So what does not fit the memory fails at once, and not hours later.
+    So what does not fit the memory fails at once, and not hours later. Cuts make the places, padding counted,
+    and `overhead` for every chunk as few as can be: shorter texts are worth a chunk of their own where padding
+    them would cost more.
     """
     order_B = torch.argsort(lengths_B, descending=True, stable=True)
-    sorted_B = lengths_B[order_B].tolist()
-    first = 0
-    while first < len(sorted_B):
-        rows = max(1, tokens_per_chunk // max(1, sorted_B[first]))
-        yield order_B[first : first + rows]
-        first += rows
+    sorted_B = lengths_B[order_B].numpy()
+    count = len(sorted_B)
+    least = np.full(count + 1, np.inf)  # cost of the first texts, up to each
+    least[0] = 0
+    begins = np.zeros(count + 1, np.int64)  # where the last chunk of that begins
+    for first, length in enumerate(sorted_B.tolist()):
+        rows = np.arange(1, 1 + min(count - first, max(1, tokens_per_chunk // max(1, length))))
+        costs = least[first] + rows * length + overhead
+        ends = slice(first + 1, first + 1 + len(rows))
+        better = costs < least[ends]
+        least[ends][better] = costs[better]
+        begins[ends][better] = first
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(int(begins[cuts[-1]]))
+    return [order_B[first:last] for last, first in itertools.pairwise(cuts)][::-1]
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -33,7 +33,7 @@ def rehearse(project: Project) -> str:
         f"Batches: {epoch:,} an epoch, of {config.batch_size:,} pairs; "
         f"{steps:,} steps are {steps / epoch:.3g} epochs",
         f"Languages: {shares} of the groups",
-        _tokens(batches, chunks.places, static=loading.is_static(model)),
+        _tokens(batches, chunks, static=loading.is_static(model)),
     ]
     model.train()
     chunks.embed(batches[0])
@@ -56,7 +56,7 @@ def rehearse(project: Project) -> str:
     return "\n".join(lines)
 
 
-def _tokens(batches: list[Batch], places: int, *, static: bool) -> str:
+def _tokens(batches: list[Batch], chunks: Chunks, *, static: bool) -> str:
     """Tokens of a text, the share at the model's limit, and padding in chunks as the trainer cuts them."""
     lengths = [
         [_lengths(side) for batch in batches if (side := getattr(batch, name)) is not None]
@@ -75,7 +75,7 @@ def _tokens(batches: list[Batch], places: int, *, static: bool) -> str:
     used = padded = 0
     for parts in lengths:
         for part in parts:
-            for rows in rows_of_chunks(part, places):
+            for rows in rows_of_chunks(part, chunks.places, chunks.overhead):
                 used += int(part[rows].sum())
                 padded += len(rows) * int(part[rows].max())
     return text + f"; padding {1 - used / max(padded, 1):.1%} of the places"
