@@ -144,8 +144,8 @@ def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int, overhead: int) -> l
     """Rows of texts with so many tokens, cut into chunks; the longest come first.
 
     So what does not fit the memory fails at once, and not hours later. Cuts make the places, padding counted,
-    and `overhead` for every chunk as few as can be: shorter texts are worth a chunk of their own where padding
-    them would cost more.
+    and `overhead` for every chunk as few as can be: shorter texts are worth a chunk of their own where
+    padding them would cost more.
     """
     order_B = torch.argsort(lengths_B, descending=True, stable=True)
     sorted_B = lengths_B[order_B].numpy()
