@@ -35,7 +35,9 @@ def embed(model: SentenceTransformer, task: Task, features: Features) -> Tensor:
     Training and evaluation both come through here. Gradients as torch is set to form them.
     """
     embeddings: Tensor = model(features, task=task)["sentence_embedding"]
-    return embeddings[:, : model.truncate_dim]  # None: all
+    if model.truncate_dim is None:  # a slice of all would be copied in the backward pass
+        return embeddings
+    return embeddings[:, : model.truncate_dim]
 
 
 def embed_ids(model: SentenceTransformer, parts: Sequence[tuple[Side, Features]]) -> list[Tensor]:

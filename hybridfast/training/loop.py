@@ -83,8 +83,8 @@ def train(
                 query_groups, passage_groups = _groups(batch, device)
                 loss = sum(
                     info_nce(
-                        queries_QD[:, :dim],
-                        passages_ND[:, :dim],
+                        queries_QD if dim is None else queries_QD[:, :dim],
+                        passages_ND if dim is None else passages_ND[:, :dim],
                         temperature,
                         query_groups=query_groups,
                         passage_groups=passage_groups,
