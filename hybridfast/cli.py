@@ -7,8 +7,14 @@ import re
 import shutil
 import sys
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    RawDescriptionHelpFormatter,
+    _StoreFalseAction,
+)
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -43,7 +49,10 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
             fail(message)
 
     class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-        pass
+        def _get_help_string(self, action: Action) -> str | None:
+            if action.default is None or isinstance(action, _StoreFalseAction):
+                return action.help  # which says what happens without the flag
+            return super()._get_help_string(action)
 
     parser: ArgumentParser = Parser(
         config,  # type: ignore[arg-type]
@@ -56,11 +65,26 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
     for action in parser._actions:
         if action.type is string_to_bool:
             action.type = lambda text: string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
+        elif isinstance(action, _StoreFalseAction):  # transformers gives it the text of what it negates
+            action.help = f"The same as --{action.dest} False."
+    _into_sections(parser, getattr(config, "SECTIONS", {}))
     argv = sys.argv[1:] if argv is None else argv
     with usage_errors():
         if argv and argv[0].endswith((".yaml", ".yml")):
             argv = [*_yaml_flags(Path(argv[0]), parser), *argv[1:]]
         return config(**vars(parser.parse_args(argv)))
+
+
+def _into_sections(parser: ArgumentParser, sections: Mapping[str, str]) -> None:
+    """Show flags under headings, which `sections` has by the name of the first setting below each."""
+    headings, options = dict(sections), parser._optionals
+    group = options
+    for action in [*options._group_actions]:
+        if heading := headings.pop(action.dest, None):
+            group = parser.add_argument_group(heading)
+        if group is not options:
+            options._group_actions.remove(action)
+            group._group_actions.append(action)
 
 
 def _yaml_flags(path: Path, parser: ArgumentParser) -> list[str]:

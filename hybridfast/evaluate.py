@@ -28,18 +28,20 @@ __all__ = ["EvaluateConfig", "main"]
 class EvaluateConfig(ModelSettings):
     """Every setting of ``python -m hybridfast.evaluate``."""
 
+    SECTIONS = ModelSettings.SECTIONS | {"dataset": "data and output"}
+
     model: str = field(
-        metadata={"help": "SentenceTransformer or transformers encoder: a folder or a hub name."}
+        metadata={"help": "SentenceTransformer or transformers encoder: a folder or a hub name. Required."}
     )
     dataset: str = setting(
         "cldr", "cldr (embedded), xquad-r, or a file or folder of rows (id, lang, query, passage)."
     )
-    data_dir: str | None = setting(None, "Folder of the data set (xquad-r).")
+    data_dir: str | None = setting(None, "Folder of xquad-r: ar.json ... zh.json.")
     candidates: Literal["sentence", "context"] = setting(
         "sentence", "xquad-r: encode the sentence alone, or sentence + context."
     )
     output_dir: str | None = setting(
-        None, "New folder for the numbers and the picture. None: next free runs/MODEL-DATASET-1, ..."
+        None, "New folder for the numbers and the picture. Default: the next free runs/MODEL-DATASET-1, ..."
     )
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
 

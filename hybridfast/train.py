@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             _add(summaries, name, evaluation, output.folder)
             save_results(folder, run, training, evaluation)
     if project.eval_set is not None:
-        print(f"\n{project.eval_set.name}: zero-shot, higher is better but for the rank distance\n")
+        print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
         print(table.table(summaries))
     _closing_words(config, output.path, several=len(runs) > 1)
 
@@ -88,6 +88,10 @@ def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> N
         print(f"Numbers: {folder}/metrics.json   Picture of all language pairs: {folder}/language_pairs.png")
     print(f"Settings: {folder}/train_config.yaml  (python -m hybridfast.train FILE repeats the run)")
     print("Try next:")
+    if config.eval_dataset == "none":
+        print(
+            f"  python -m hybridfast.evaluate --model {folder} --dataset held_out.jsonl   rows as in training"
+        )
     if not config.compare:
         print("  python -m hybridfast.train --compare            mono, cross and hybrid batches side by side")
     if config.data == "cldr":

@@ -167,6 +167,25 @@ def test_help_shows_text_and_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Share. (default: 0.5)" in out
 
 
+@dataclass
+class Sectioned(Settings):
+    SECTIONS = {"name": "Names"}  # noqa: RUF012
+
+    loud: bool = field(default=True, metadata={"help": "Shout."})
+
+
+def test_help_has_sections_and_says_no_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(Sectioned, "prog", "What it does.", ["--help"])
+    first, second = capsys.readouterr().out.split("\nNames:\n")
+    assert "--alpha" in first
+    assert "--name NAME" in second
+    assert "Shout. (default: True)" in second
+    assert "The same as --loud False.\n" in second
+    assert "None" not in first + second
+    assert cli.parse(Sectioned, "prog", "", ["--no_loud", "--name", "x"]).loud is False
+
+
 def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with cli.output_folder(tmp_path / "deep" / "run") as output:
         (output.folder / "model").write_text("weights")

@@ -116,6 +116,17 @@ def test_eq_1_trains_on_hard_negatives_alone(tmp_path: Path) -> None:
     assert train.train(project.new_model(0), project.tokens, config)["loss"] < np.log(1 + 16)
 
 
+def test_hard_negatives_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(write_pairs(tmp_path / "with.jsonl", negatives=1))
+    train.Project(TrainConfig(data=data, batch_size=16))
+    assert "in the data, none is used; --negatives N takes N a pair" in capsys.readouterr().out
+    train.Project(TrainConfig(data=data, batch_size=16, negatives=2))
+    assert "in the data, 2 a pair at most" in capsys.readouterr().out
+    data = str(write_pairs(tmp_path / "without.jsonl"))
+    with pytest.raises(ValueError, match="negatives must be 0, got 1: the data has no hard negatives"):
+        train.Project(TrainConfig(data=data, batch_size=16, negatives=1, in_batch=False))
+
+
 def test_compare_and_seeds_make_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_pairs(tmp_path / "pairs.jsonl"))
     train.main(
@@ -508,5 +519,6 @@ def test_help_is_worth_reading(module: str) -> None:
         command, cwd=checkout, capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert f"python -m hybridfast.{module}" in shown
-    assert "(default: None)" in shown
+    assert "None" not in shown
+    assert "(default: 256)" in shown
     assert shown.count("\n  --") > 8

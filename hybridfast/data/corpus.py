@@ -152,7 +152,7 @@ class ParallelCorpus:
     def __repr__(self) -> str:
         return (
             f"ParallelCorpus({self.name!r}: {len(self.groups):,} groups, {len(self):,} versions in "
-            f"{len(self.languages)} languages, {len(self.sources)} sources)"
+            f"{_counted(self.languages, 'language')}, {_counted(self.sources, 'source')})"
         )
 
     @property
@@ -250,6 +250,10 @@ class ParallelCorpus:
             cache_dir=cache_dir,
             progress=progress,
         )
+
+
+def _counted(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}" + ("" if len(names) == 1 else "s")
 
 
 # --- validating --------------------------------------------------------------------------------------------

@@ -396,7 +396,7 @@ def _chosen_languages(tokens: Tokens, languages: Sequence[str] | None) -> list[s
     chosen = [_spelled(name, tokens.languages) for name in given]
     unknown = [language for language in chosen if language not in tokens.languages]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"languages must be different ones of {tokens.languages}, got {chosen}")
+        raise ValueError(f"languages must be some of {tokens.languages}, each once, got {chosen}")
     if len(chosen) > MAX_LANGUAGES:
         raise ValueError(f"languages must be at most {MAX_LANGUAGES} in one sampler, got {len(chosen)}")
     return chosen

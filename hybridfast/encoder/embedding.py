@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from hybridfast.data import tokens
 from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
-from hybridfast.encoder.loading import TASKS, Task, is_static, prompt_of
+from hybridfast.encoder.loading import TASKS, Task, prompt_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from hybridfast.data.corpus import ParallelCorpus
 
-__all__ = ["Features", "Side", "embed", "embed_ids", "encode", "sides", "tokenize"]
+__all__ = ["Features", "Side", "embed", "embed_static", "encode", "joined_texts", "sides", "tokenize"]
 
 Features = dict[str, Any]
 
@@ -40,26 +40,24 @@ def embed(model: SentenceTransformer, task: Task, features: Features) -> Tensor:
     return embeddings[:, : model.truncate_dim]
 
 
-def embed_ids(model: SentenceTransformer, parts: Sequence[tuple[Side, Features]]) -> list[Tensor]:
-    """Embeddings of several batches of texts as flat ids, each (B, D), with gradients.
+def embed_static(model: SentenceTransformer, parts: Sequence[tuple[Side, Features]]) -> Tensor:
+    """Embeddings (B, D) of several batches of texts by a static encoder, in one call.
+
+    The gradient of its table is as large as its vocabulary, whatever the batch.
 
     Args:
-        parts: a side and its texts: ``input_ids`` (T,), ``offsets`` (B,), as :class:`Batch` has them.
+        parts: a side and its texts, which have B rows together.
     """
-    if is_static(model):
-        # All in one call: the gradient of an embedding is as large as its vocabulary, whatever the batch.
-        starts = [0, *itertools.accumulate(len(ids["input_ids"]) for _, ids in parts)]
-        joined = {
-            "input_ids": torch.cat([ids["input_ids"] for _, ids in parts]),
-            "offsets": torch.cat(
-                # starts has the end too
-                [ids["offsets"] + start for (_, ids), start in zip(parts, starts, strict=False)]
-            ),
-        }
-        side = parts[0][0]  # any: the sides differ in prompts, which are ids by now
-        both = embed(model, side.task, side.features(**joined, device=model.device))
-        return list(both.split([len(ids["offsets"]) for _, ids in parts]))
-    return [embed(model, side.task, side.features(**ids, device=model.device)) for side, ids in parts]
+    texts = joined_texts([ids for _, ids in parts])
+    side = parts[0][0]  # any: the sides differ in prompts, which are ids by now
+    return embed(model, side.task, side.features(**texts, device=model.device))
+
+
+def joined_texts(parts: Sequence[Features]) -> Features:
+    """Texts of several batches, as flat ids with offsets, as those of one."""
+    starts = itertools.accumulate((len(ids["input_ids"]) for ids in parts[:-1]), initial=0)
+    offsets = [ids["offsets"] + start for ids, start in zip(parts, starts, strict=True)]
+    return {"input_ids": torch.cat([ids["input_ids"] for ids in parts]), "offsets": torch.cat(offsets)}
 
 
 def encode(
@@ -262,16 +260,17 @@ class Side:
         except Exception as error:
             raise ValueError(f"{self._name} cannot encode: {type(error).__name__}: {error}") from error
         ids_T, lengths_B = self.ids(self.samples)
-        offsets_B = torch.from_numpy(np.cumsum(lengths_B) - lengths_B)
+        texts = torch.from_numpy(ids_T).long().split(lengths_B.tolist())
+        # Each alone, where `encode` had them side by side: an embedding may not depend on neighbours either.
         with torch.inference_mode():
-            features = self.features(torch.from_numpy(ids_T).long(), offsets_B, self.model.device)
-            got = embed(self.model, self.task, features).float().cpu()
+            features = [self.features(text, torch.tensor([0]), self.model.device) for text in texts]
+            got = torch.cat([embed(self.model, self.task, one).float().cpu() for one in features])
         norms_B = wanted.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         difference = float(((got - wanted).norm(dim=1) / norms_B).max())
         if not difference <= SAME:  # or NaN
             raise ValueError(
-                f"{self._name} embeds token ids unlike texts, by {difference:.1e} of the norm; "
-                f"{SAME} is allowed"
+                f"{self._name} embeds token ids unlike texts, or a text unlike itself beside a longer one, "
+                f"by {difference:.1e} of the norm; {SAME} is allowed"
             )
         return difference
 

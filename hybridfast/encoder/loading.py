@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from tqdm import tqdm
@@ -46,25 +46,31 @@ def setting(default: Any, help: str) -> Any:
 class ModelSettings:
     """What every command can say about its model."""
 
+    SECTIONS: ClassVar[dict[str, str]] = {"model": "model"}  # headings of --help, by the first setting below
+
     model: str = setting("static", "A SentenceTransformer or transformers encoder: a folder or a hub name.")
-    revision: str | None = setting(None, "Of a model on the hub: a branch, tag or commit.")
-    trust_remote_code: bool = setting(False, "Run code that comes with the model.")
+    revision: str | None = setting(None, "Branch, tag or commit of a model on the hub. Default: main.")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
     model_kwargs: dict[str, Any] | str | None = setting(
-        None, 'For transformers\' from_pretrained, as JSON: \'{"attn_implementation": "sdpa"}\'.'
+        None, 'Options of transformers\' from_pretrained, as JSON: \'{"attn_implementation": "sdpa"}\'.'
     )
-    query_prefix: str | None = setting(None, "Put before every query. None: the model's own prompt.")
-    passage_prefix: str | None = setting(None, "Put before every passage. None: the model's own prompt.")
+    query_prefix: str | None = setting(
+        None, "Text put before every query, spaces included. Default: the model's own prompt."
+    )
+    passage_prefix: str | None = setting(
+        None, "Text put before every passage, spaces included. Default: the model's own prompt."
+    )
     max_query_length: int | None = setting(
-        None, "Tokens at which queries are cut. None: the model's own limit."
+        None, "Tokens at which queries are cut, prompt included. Default: the model's own limit."
     )
     max_passage_length: int | None = setting(
-        None, "Tokens at which passages are cut. None: the model's own limit."
+        None, "Tokens at which passages are cut, prompt included. Default: the model's own limit."
     )
     similarity: Literal["cosine", "dot"] | None = setting(
-        None, "How embeddings are compared: cosine, or dot for inner products. None: the model's own way."
+        None, "How embeddings are compared: cosine, or dot for inner products. Default: the model's own way."
     )
     device: str | None = setting(
-        None, "cpu, cuda, ... None: a GPU where there is one, but the CPU for a new static encoder."
+        None, "cpu, cuda, ... Default: a GPU where there is one, but the CPU for a new static encoder."
     )
 
     def __post_init__(self) -> None:
@@ -129,6 +135,7 @@ def load(
 
     Raises:
         FileNotFoundError: ``name_or_path`` looks like a path, and nothing is there.
+        OSError: it is no model on the hub, or the hub cannot be reached; the message names it.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -136,13 +143,20 @@ def load(
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).expanduser().is_dir():
         raise FileNotFoundError(f"{name_or_path}: no such model folder")
-    model = SentenceTransformer(
-        str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        model_kwargs=model_kwargs,
-    )
+    try:
+        model = SentenceTransformer(
+            str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_kwargs,
+        )
+    except OSError as error:
+        if Path(name_or_path).exists() or looks_local:
+            raise
+        raise OSError(
+            f"model {name_or_path!r} is neither a folder nor to be had from the hub: {error}"
+        ) from error
     for module in model.modules():
         tokenizer: Any = getattr(module, "tokenizer", None)
         if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:

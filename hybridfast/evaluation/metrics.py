@@ -12,7 +12,7 @@ the measure: a gold that ties with 99 others has rank 50.5 and recall@10 of 0, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -30,7 +30,6 @@ __all__ = [
     "Evaluation",
     "average_precision",
     "evaluate_embeddings",
-    "macro_mean",
     "ndcg",
     "rank_distance",
     "recall",
@@ -104,12 +103,6 @@ MEASURES: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
     "R@10": partial(recall, k=10),
     "R@100": partial(recall, k=100),
 }
-
-
-def macro_mean(values_Q: ArrayLike, labels_Q: Sequence[str]) -> float:
-    """Mean over labels (languages) of the mean over each label's queries; NaN values do not count."""
-    names, label_Q = np.unique(np.asarray(labels_Q, dtype=str), return_inverse=True)
-    return _mean(_mean_per_label(np.asarray(values_Q, np.float64), label_Q, len(names)))
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,12 @@ class Chunks:
         texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
         parts = [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
         if is_static(self.model):  # no padding, and one call for all
-            queries_QD, *passages = embedding.embed_ids(self.model, parts)
-            return queries_QD, torch.cat(passages)
+            both = embedding.embed_static(self.model, parts)
+            rows = len(parts[0][1]["offsets"])
+            return both[:rows], both[rows:]
         self.kept_bytes, self.recomputed = 0.0, 0
         queries_QD = self._by_chunks(query, parts[0][1])
-        return queries_QD, self._by_chunks(document, _joined([ids for _, ids in parts[1:]]))
+        return queries_QD, self._by_chunks(document, embedding.joined_texts([ids for _, ids in parts[1:]]))
 
     def _by_chunks(self, side: Side, texts: Features) -> Tensor:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
@@ -164,10 +165,3 @@ def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int, overhead: int) -> l
     while cuts[-1]:
         cuts.append(int(begins[cuts[-1]]))
     return [order_B[first:last] for last, first in itertools.pairwise(cuts)][::-1]
-
-
-def _joined(parts: list[Features]) -> Features:
-    """Texts of several batches as those of one."""
-    starts = torch.tensor([0, *(len(ids["input_ids"]) for ids in parts[:-1])]).cumsum(0).tolist()
-    offsets = [ids["offsets"] + start for ids, start in zip(parts, starts, strict=True)]
-    return {"input_ids": torch.cat([ids["input_ids"] for ids in parts]), "offsets": torch.cat(offsets)}

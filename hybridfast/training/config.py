@@ -17,32 +17,45 @@ INF = float("inf")
 class TrainConfig(ModelSettings):
     """Every setting of ``python -m hybridfast.train``; saved with the model as ``train_config.yaml``."""
 
+    SECTIONS = ModelSettings.SECTIONS | {
+        "data": "data and output",
+        "alpha": "batches and loss",
+        "tokens_per_chunk": "optimization",
+        "save_dtype": "saved weights, new static encoder",
+        "eval_dataset": "evaluation",
+        "dry_run": "runs",
+    }
+
     model: str = setting(
         "static",
-        "static: a tokenizer and mean of token embeddings from scratch. Or any SentenceTransformer or "
+        "static: a new tokenizer and the mean of new token embeddings. Or any SentenceTransformer or "
         "transformers encoder: a folder or a hub name; it encodes both sides.",
     )
     query_prefix: str | None = setting(
         None,
-        "Put before every query, in training and in the saved model. None: the model's own prompt; 'Query: ' "
-        "for a model that has none for either side.",
+        "Text put before every query, in training and in the saved model. Default: the model's own prompt; "
+        "'Query: ' for a model that has none for either side.",
     )
     passage_prefix: str | None = setting(
         None,
-        "Put before every passage. None: the model's own prompt; 'Passage: ' for a model that has none for "
-        "either side.",
+        "Text put before every passage. Default: the model's own prompt; 'Passage: ' for a model that has "
+        "none for either side.",
     )
     data: str = setting(
         "cldr",
-        "cldr: the embedded corpus. Or JSON lines, CSV, Parquet, a folder of them, or a hub name, with "
-        "columns id, lang, query, passage[, negative_1 ..][, source].",
+        "cldr: the embedded corpus. Or a file of JSON lines, CSV, TSV or Parquet, a folder of them, or a hub "
+        "name, with columns id, lang, query, passage[, negative_1 ..][, source].",
     )
-    data_config: str | None = setting(None, "Configuration of a hub data set.")
-    data_split: str = setting("train", "Split of a hub data set.")
+    data_config: str | None = setting(None, "Configuration of a data set on the hub.")
+    data_split: str = setting("train", "Split of a data set on the hub.")
     language: str | None = setting(None, "Language of all rows, for data without a lang column.")
-    languages: list[str] | None = setting(None, "Train on these languages only, such as ar de en. None: all.")
+    languages: list[str] | None = setting(
+        None, "Train on these languages only, such as ar de en. Default: all."
+    )
     output_dir: str | None = setting(
-        None, "New folder for the model. None: the next free runs/NAME-1, -2, ..."
+        None,
+        "New folder for the model. Default: the next free runs/NAME-1, -2, ...; NAME is hybrid, mono, "
+        "cross or compare.",
     )
 
     alpha: float = setting(0.5, "Probability that a batch is monolingual; 0: always cross-lingual, 1: never.")
@@ -50,66 +63,74 @@ class TrainConfig(ModelSettings):
         "mixed",
         "Cross-lingual batches: languages vary inside the batch (the paper's), or one pair per batch.",
     )
-    batch_size: int = setting(512, "Pairs in a batch; no parallel item twice.")
+    batch_size: int = setting(512, "Pairs in a batch, each of another item.")
     dedup: Literal["group", "text"] = setting(
-        "text", "Never negatives of each other: passages of one item, or equal passages too."
+        "text", "group: rows of one item are no negatives of each other; text: nor those with an equal text."
     )
-    negatives: int = setting(0, "Hard negatives per pair, where the data has them.")
+    negatives: int = setting(0, "Hard negatives per pair at most; the data has to have some.")
     in_batch: bool = setting(
-        True, "Other queries' positives are negatives too. False: hard negatives alone, the paper's Eq. 1."
+        True, "Other pairs' passages are negatives too. False: hard negatives alone, the paper's Eq. 1."
     )
     bidirectional: bool = setting(False, "Add the passage-to-query direction to the loss.")
     temperature: float | None = setting(
-        None, "Similarities are divided by it. None: 0.05 for cosines, 1 for inner products."
+        None, "Similarities are divided by it. Default: 0.05 for cosines, 1 for inner products."
     )
 
     tokens_per_chunk: int | None = setting(
         None,
-        "Places, padding counted, that go through the encoder at once: texts of like length together. None: "
-        "2048 on a CPU, 32768 on a GPU.",
+        "Tokens, padding counted, that go through the encoder at once, texts of like length together; the "
+        "loss is the same. Default: 2048 on a CPU, 32768 on a GPU.",
     )
     activation_memory: float | None = setting(
         None,
-        "Gigabytes of activations kept for the backward pass; what is beyond is computed again. None: half "
-        "of what is free.",
+        "Gigabytes of activations kept for the backward pass; what is beyond is computed again. Default: "
+        "half of what is free.",
     )
-    learning_rate: float | None = setting(None, "None: 2e-2 for a static encoder, 3e-5 for others.")
-    lr_scheduler_type: str = setting("linear", "As transformers names them: linear, cosine, constant, ...")
-    warmup_ratio: float = setting(0.1, "Share of the steps in which the learning rate rises.")
+    learning_rate: float | None = setting(
+        None, "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others."
+    )
+    lr_scheduler_type: str = setting(
+        "linear", "Course of the learning rate, as transformers names it: linear, cosine, constant, ..."
+    )
+    warmup_ratio: float = setting(0.1, "Share of the steps in which the learning rate rises from 0.")
     weight_decay: float = setting(0.01, "Of AdamW; biases and norms are not decayed.")
-    embedding_learning_rate: float | None = setting(None, "Of word embeddings. None: learning_rate's.")
+    embedding_learning_rate: float | None = setting(
+        None, "Highest for word embeddings. Default: learning_rate's."
+    )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
     )
+    freeze: str | None = setting(
+        None, "Weights whose names this regular expression finds are not trained, such as word_embeddings."
+    )
     ema_decay: float = setting(
         0.0,
-        "Save the weights' average over the steps, each of which counts this much less than the next.",
+        "Save the weights' average over the steps, each counting this much of the next; 0: the last.",
     )
     matryoshka_dims: list[int] | None = setting(
-        None,
-        "Train these prefixes of embeddings as embeddings too, such as 384 256 128 64: the mean loss.",
+        None, "Train these prefixes of embeddings as embeddings too, such as 384 256 128 64: the mean loss."
     )
     gradient_checkpointing: bool = setting(
         False, "Keep layers' inputs alone and compute the rest again: less memory for a long text."
     )
-    freeze: str | None = setting(
-        None, "Weights whose names this regular expression finds are not trained, such as 'word_embeddings'."
-    )
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm; 0: never.")
     max_steps: int = setting(1200, "Optimizer steps, one batch each.")
-    num_train_epochs: float | None = setting(None, "Epochs instead of max_steps.")
+    num_train_epochs: float | None = setting(
+        None, "Length in epochs, instead of max_steps; 0.5 is half of one."
+    )
     bf16: bool = setting(False, "Run the encoder and the similarity in bfloat16 (autocast).")
 
     save_dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Of the saved weights, which are evaluated as saved; training is in float32."
+        "float32", "Type of the saved weights, which are evaluated as saved; training is in float32."
     )
-    dimension: int = setting(256, "Of a new static encoder.")
-    vocabulary_size: int = setting(12_000, "Of a new static encoder's tokenizer.")
+    dimension: int = setting(256, "Dimensions of a new static encoder.")
+    vocabulary_size: int = setting(12_000, "Tokens that a new static encoder's tokenizer knows, at most.")
 
     eval_dataset: str = setting(
-        "auto", "auto: cldr if trained on it, else none. Or none, cldr, xquad-r, or a file or folder of rows."
+        "auto",
+        "auto: cldr if trained on it, else none. Or cldr, xquad-r, or a file or folder of rows as in data.",
     )
-    eval_data_dir: str | None = setting(None, "Folder of xquad-r.")
+    eval_data_dir: str | None = setting(None, "Folder of xquad-r: ar.json ... zh.json.")
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
     eval_before: bool = setting(True, "Evaluate the untrained model too.")
 
@@ -120,9 +141,9 @@ class TrainConfig(ModelSettings):
     compare: bool = setting(
         False, "Train mono (alpha 1), cross (alpha 0) and hybrid with the same steps and seeds."
     )
-    seed: int = setting(0, "Of the batches, the new weights and dropout.")
+    seed: int = setting(0, "Decides the batches, new weights and dropout.")
     num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean and standard deviation.")
-    num_workers: int = setting(2, "Native threads that build batches ahead.")
+    num_workers: int = setting(2, "Native threads that build batches ahead; 0: none.")
 
     @property
     def activation_bytes(self) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
 import torch
 
 from hybridfast.data import cldr
@@ -35,6 +36,12 @@ class Project:
         self.config = config
         self.corpus = _load_corpus(config)
         print(self.corpus)
+        hard_negatives = _hard_negatives(self.corpus)
+        if config.negatives and not hard_negatives:
+            raise ValueError(
+                f"negatives must be 0, got {config.negatives}: the data has no hard negatives, in columns "
+                "negative_1, negative_2, ..., negative or negatives"
+            )
         self.eval_set: EvalSet | None = None
         if config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
@@ -51,6 +58,8 @@ class Project:
             )
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
+        if hard_negatives:
+            print(_use(hard_negatives, config.negatives))
         for _, run in self.runs():  # what cannot be filled is said before any training
             make_sampler(self.tokens, run).close()
 
@@ -90,6 +99,16 @@ def _load_corpus(config: TrainConfig) -> ParallelCorpus:
     return ParallelCorpus.load(
         config.data, config=config.data_config, split=config.data_split, language=config.language
     )
+
+
+def _hard_negatives(corpus: ParallelCorpus) -> int:
+    """How many the data has."""
+    return int(pc.sum(pc.list_value_length(corpus.table.column("negatives"))).as_py() or 0)
+
+
+def _use(hard_negatives: int, negatives: int) -> str:
+    use = f"{negatives} a pair at most" if negatives else "none is used; --negatives N takes N a pair"
+    return f"Hard negatives: {hard_negatives:,} in the data, {use}"
 
 
 def _reading(model: SentenceTransformer, tokens: TokenizedCorpus) -> str:

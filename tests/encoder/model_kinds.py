@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.encoder import embedding, loading
+from hybridfast.training.chunks import Chunks
 
 FOLDER: str | None = None  # where models are written
 
@@ -202,10 +203,6 @@ KINDS: dict[str, Callable[[], SentenceTransformer]] = {
     "Qwen3, no token for padding, mean": lambda: loading.load(
         decoder("left", None, family="Qwen3"), device="cpu"
     ),
-    "GPT-2, padded left, last token": lambda: sentence(
-        transformer("GPT2", tokenizer("none", padding_side="left"), n_embd=32, n_layer=2, n_head=4),
-        pooling="lasttoken",
-    ),
     "GPT-2, padded right, weighted mean": lambda: sentence(
         transformer("GPT2", tokenizer("none"), n_embd=32, n_layer=2, n_head=4), pooling="weightedmean"
     ),
@@ -219,13 +216,19 @@ KINDS: dict[str, Callable[[], SentenceTransformer]] = {
 }
 
 
+def positions_of_padding() -> SentenceTransformer:
+    """Padded on the left, GPT-2 counts padding as positions: a text's embedding depends on its neighbours."""
+    words = tokenizer("none", padding_side="left")
+    return sentence(transformer("GPT2", words, n_embd=32, n_layer=2, n_head=4), pooling="lasttoken")
+
+
 def difference(model: SentenceTransformer, cache_dir: Path) -> float:
     """The largest difference of an embedding over its norm, over batches of all rows and both sides."""
     if not any(loading.prompt_of(model, task) for task in loading.TASKS):
         loading.set_prompts(model, "Query : ", "Passage : ")
     corpus = ParallelCorpus.from_rows(ROWS)
     tokens = embedding.tokenize(model, corpus, cache_dir=cache_dir, progress=False)
-    query, document = embedding.sides(model, tokens)
+    chunks = Chunks(model, embedding.sides(model, tokens), tokens_per_chunk=120)
     largest = 0.0
     ids, languages = tokens.group_ids(), tokens.languages
     texts = {(row["id"], row["lang"]): row for row in ROWS}
@@ -241,10 +244,10 @@ def difference(model: SentenceTransformer, cache_dir: Path) -> float:
                 model.encode_document([row["passage"] for row in told]),
                 model.encode_document([told[at]["negative_1"] for at in batch.negative_rows.tolist()]),
             ]
-            parts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
             with torch.no_grad():
-                got = embedding.embed_ids(model, parts)
-            for rows, expected in zip(got, map(torch.from_numpy, wanted), strict=True):
+                got = chunks.embed(batch)
+            both = torch.from_numpy(wanted[0]), torch.from_numpy(np.concatenate(wanted[1:]))
+            for rows, expected in zip(got, both, strict=True):
                 apart = (rows - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-6)
                 largest = max(largest, float(apart.max()))
     return largest

@@ -95,7 +95,7 @@ def test_a_model_that_embeds_ids_otherwise_is_refused(monkeypatch: pytest.Monkey
         return own(self, input_ids.index_fill(0, torch.tensor([0]), 0), *others)
 
     monkeypatch.setattr(Side, "features", first_lost)
-    assert "embeds token ids unlike texts, by" in refusal(KINDS["BERT, CLS"]())
+    assert "embeds token ids unlike texts, or" in refusal(KINDS["BERT, CLS"]())
 
 
 def test_a_model_that_cannot_encode_is_refused() -> None:
@@ -104,6 +104,10 @@ def test_a_model_that_cannot_encode_is_refused() -> None:
     assert "cannot encode: IndexError: index out of range" in refusal(model)
     model = model_kinds.sentence(model_kinds.decoder("left", None, family="Qwen3"))
     assert "cannot read texts: ValueError: Asking to pad" in refusal(model)
+
+
+def test_a_model_whose_embeddings_depend_on_their_neighbours_is_refused() -> None:
+    assert "unlike itself beside a longer one, by 1" in refusal(model_kinds.positions_of_padding())
 
 
 def test_the_cache_tells_models_apart(tmp_path: Path) -> None:

@@ -135,3 +135,12 @@ def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
             ModelSettings(model_kwargs=bad)
     with pytest.raises(ValueError, match="max_query_length must be >= 1, got 0"):
         ModelSettings(max_query_length=0)
+
+
+def test_a_model_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", unreachable)
+    with pytest.raises(OSError, match="model 'runs/gone' is neither a folder nor to be had"):
+        loading.load("runs/gone")

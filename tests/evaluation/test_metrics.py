@@ -90,12 +90,10 @@ def test_by_hand() -> None:
         metrics.ndcg(ranks, indptr, 2), [1 / (1 + 1 / math.log2(3)), NAN, 1 / math.log2(3)]
     )
     np.testing.assert_allclose(metrics.rank_distance(ranks, indptr), [11, NAN, NAN])
-    assert metrics.macro_mean([1, 2, NAN, 5], ["en", "en", "de", "el"]) == (1.5 + 5) / 2
 
 
 def test_no_query_at_all() -> None:
     assert metrics.average_precision([], [0]).shape == (0,)
-    assert math.isnan(metrics.macro_mean([], []))
     assert np.isnan(metrics.recall([], [0, 0], 5)).all()
 
 
