@@ -68,6 +68,8 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must be a folder or a hub name, got ''")
         for name in ("max_query_length", "max_passage_length"):
             length = getattr(self, name)
             if length is not None and length < 1:
@@ -129,20 +131,25 @@ def load(
 
     Raises:
         FileNotFoundError: ``name_or_path`` looks like a path, and nothing is there.
+        ValueError: a file of weights is damaged.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     # A hub name has one slash at most.
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_local and not Path(name_or_path).expanduser().is_dir():
         raise FileNotFoundError(f"{name_or_path}: no such model folder")
-    model = SentenceTransformer(
-        str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        model_kwargs=model_kwargs,
-    )
+    try:
+        model = SentenceTransformer(
+            str(Path(name_or_path).expanduser()) if looks_local else name_or_path,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            model_kwargs=model_kwargs,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{name_or_path}: the weights are damaged: {error}") from error
     for module in model.modules():
         tokenizer: Any = getattr(module, "tokenizer", None)
         if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:
