@@ -104,7 +104,8 @@ def _yaml_flags(path: Path, parser: ArgumentParser) -> list[str]:
     known = {action.dest for action in parser._actions}
     flags: dict[str, list[str]] = {}
     for key, value in root.value:
-        name, line = key.value, key.start_mark.line + 1
+        line = key.start_mark.line + 1
+        name = _scalar(path, "a setting's name", key)
         if name not in known:
             raise ValueError(f"{path}:{line}: unknown setting {name!r}")
         if name in flags:
@@ -153,10 +154,14 @@ def check_output_folder(folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileExistsError: something is there already.
+        OSError: no folder can be made there.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"output_dir {path} exists and is not empty; name another one")
+    above = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise OSError(f"output_dir {path} cannot be made: {above} is no folder to write in")
     return path
 
 
@@ -175,7 +180,8 @@ def output_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
 
     Where something else has taken that name meanwhile, the folder gets NAME-2, -3, ..., says ``path``.
     """
-    path = check_output_folder(folder)
+    with usage_errors():
+        path = check_output_folder(folder)
     parent, name = os.path.split(os.path.abspath(path))
     with usage_errors():
         os.makedirs(parent, exist_ok=True)

@@ -141,6 +141,7 @@ def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str], argv: list
         ("compare: perhaps", "argument --compare: Truthy value expected"),
         ("alpha: 1:30", "argument --alpha: invalid float value: '1:30'"),
         ("name: [no, en]", "unrecognized arguments: en"),
+        ("? [alpha]\n: 1", "settings.yaml:1: a setting's name holds a sequence where a value is meant"),
         ("alpha: [", "not YAML"),
     ],
 )
@@ -209,15 +210,16 @@ def test_the_next_free_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cli.next_free("hybrid") == Path("runs/hybrid-2")
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     with cli.output_folder(tmp_path / "empty") as output:
         (output.folder / "model").write_text("first")
     with (
-        pytest.raises(FileExistsError, match="empty exists and is not empty"),
+        pytest.raises(SystemExit),
         cli.output_folder(tmp_path / "empty"),
     ):
         pass
+    assert "empty exists and is not empty" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError, match="file exists"):
         cli.check_output_folder(tmp_path / "file")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Version", "language_tag", "version"]
+__all__ = ["Version", "is_read", "language_tag", "version"]
 
 
 class Version(NamedTuple):
@@ -57,6 +57,14 @@ def version(row: Any, language: str | None, place: str, *, id_needed: bool) -> V
     )
 
 
+READ = {"id", "lang", "query", "passage", "anchor", "positive", "source", "negatives"}
+
+
+def is_read(name: str) -> bool:
+    """Whether a version has anything from a column of that name."""
+    return name in READ or bool(_negative_columns((name,)))
+
+
 def language_tag(value: Any) -> str:
     """A language as BCP 47 spells it: ``zh_hans``, ``EN `` are zh-Hans, en. Made-up ones are fine.
 
@@ -94,9 +102,9 @@ def _is_missing(value: Any) -> bool:
 
 
 def _identifier(value: Any) -> str:
-    """One spelling of 7, "7" and 7.0, which is how a column with gaps holds 7."""
+    """One spelling of 7, "7 " and 7.0, which is how a column with gaps holds 7."""
     if isinstance(value, str):
-        return value
+        return _text(value, "id").strip()
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     # From 2**53 on, floats skip integers: different ids may have become one.

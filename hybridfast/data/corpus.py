@@ -98,7 +98,7 @@ class ParallelCorpus:
         ``negative`` or ``negative_1, negative_2, ...``; or sentence-transformers' ``anchor, positive,
         negative_1, ...``. Other columns are ignored. None, NaN and empty text are missing.
 
-        ``id`` is text or an integer, and 7, 7.0 and "7" are one. Further rows of an ``(id, lang)`` with its
+        ``id`` is text or an integer, and 7, 7.0 and "7 " are one. Further rows of an ``(id, lang)`` with its
         query are further passages that answer it. ``lang`` is read as BCP 47 spells it: ``EN``, ``zh_hans``
         are en, zh-Hans. A row without ``source`` is of its file's: the file's name without a shard's number
         and without the language of all of its rows; where nothing is left, the folder's name. So a folder of
@@ -124,6 +124,8 @@ class ParallelCorpus:
         """
         if not isinstance(source, (str, os.PathLike)):
             return cls.from_rows(rows_in(source, split), name="dataset", language=language)
+        if not str(source):  # as a shell's unset variable is; Path would read the working folder
+            raise FileNotFoundError("the corpus needs a name, got ''")
         path = Path(source)
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return cls.from_rows(from_disk(path, split), name=path.name, language=language)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from hybridfast.data.columns import is_read
+
 if TYPE_CHECKING:
     import datasets
 
@@ -118,6 +120,8 @@ def rows_in(source: Any, split: str | None = None) -> Iterable[Any]:
             dict(zip(source.columns, row, strict=True)) for row in source.itertuples(index=False, name=None)
         )
     elif hasattr(source, "with_format") and hasattr(source, "data"):  # a datasets.Dataset
+        if source.format["type"] == "custom":  # a transform, which arrow's format would undo
+            return iter(source)
         return _rows_of_batches(source.with_format("arrow").iter(CHUNK))
     elif isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
         return source
@@ -308,8 +312,12 @@ def _under_header(path: Path, records: Iterator[tuple[int, list[str]]]) -> Rows:
 
 def _rows_of_batches(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Any]:
     for table in tables:
-        for start in range(0, table.num_rows, CHUNK):
-            yield from table.slice(start, CHUNK).to_pylist()
+        # Of other columns the names alone, for messages: embeddings take long, some dates are no Python's.
+        others = pa.nulls(table.num_rows)
+        columns = [table.column(i) if is_read(name) else others for i, name in enumerate(table.schema.names)]
+        known = pa.table(columns, names=table.schema.names)
+        for start in range(0, known.num_rows, CHUNK):
+            yield from known.slice(start, CHUNK).to_pylist()
 
 
 def _parquet(path: Path) -> Rows:

@@ -33,7 +33,7 @@ __all__ = [
     "tokenizer_settings",
 ]
 
-FORMAT = 2  # of the token cache; part of its fingerprint
+FORMAT = 3  # of the token cache; part of its fingerprint
 CHUNK = 16_384  # rows tokenized and written at a time
 
 Ids = tuple[NDArray[np.int32], NDArray[np.int64]]  # of all texts, one after the other; how many each has
@@ -196,10 +196,14 @@ def _write(
                 left_out += len(hard) - len(kept)
                 documents += [positive, *kept]
                 sizes_B[i] = 1 + len(kept)
-                hashes["negative_hash_H"].extend(map(text_hash, kept))
-            hashes["query_hash_V"].extend(map(text_hash, queries))
-            hashes["passage_hash_V"].extend(map(text_hash, passages))
-            ids_T, lengths_B = _interleaved(query.ids(queries), passage.ids(documents), sizes_B)
+            asked, told = query.ids(queries), passage.ids(documents)
+            document_hashes = _hashes(told)
+            is_passage = np.zeros(len(document_hashes), bool)
+            is_passage[np.cumsum(sizes_B) - sizes_B] = True
+            hashes["query_hash_V"].frombytes(_hashes(asked).tobytes())
+            hashes["passage_hash_V"].frombytes(document_hashes[is_passage].tobytes())
+            hashes["negative_hash_H"].frombytes(document_hashes[~is_passage].tobytes())
+            ids_T, lengths_B = _interleaved(asked, told, sizes_B)
             ids_T.tofile(ids_file)
             text_lengths.extend(lengths_B.tolist())
             version_sizes.extend((1 + sizes_B).tolist())
@@ -276,7 +280,20 @@ def _indptr(sizes: array[int]) -> NDArray[np.int64]:
 
 def text_hash(text: str) -> int:
     """64 bits that equal texts share, in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return _hash(text.encode())
+
+
+def _hashes(texts: Ids) -> NDArray[np.uint64]:
+    """Of each text's ids: texts that differ in case alone are one to a tokenizer that lowers it."""
+    ids_T, lengths_B = texts
+    ends_B = np.cumsum(lengths_B)
+    data, step = ids_T.tobytes(), ids_T.itemsize
+    spans_B = zip(((ends_B - lengths_B) * step).tolist(), (ends_B * step).tolist(), strict=True)
+    return np.fromiter((_hash(data[start:end]) for start, end in spans_B), np.uint64, len(lengths_B))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -304,7 +321,7 @@ class TokenizedCorpus:
     version_GL: NDArray[np.int32] = field(repr=False)  # the version of a group in a language, or -1
     source_G: NDArray[np.int32] = field(repr=False)
     item_G: NDArray[np.int32] = field(repr=False)  # equal for groups that answer one question
-    query_hash_V: NDArray[np.uint64] = field(repr=False)  # equal texts have equal hashes
+    query_hash_V: NDArray[np.uint64] = field(repr=False)  # equal ids have equal hashes
     passage_hash_V: NDArray[np.uint64] = field(repr=False)
     negative_hash_H: NDArray[np.uint64] = field(repr=False)  # of all hard negatives, version by version
 

@@ -251,7 +251,8 @@ class Side:
         """The largest difference, over its norm, between the embeddings of ids and of texts.
 
         Raises:
-            ValueError: it is above 1e-4: such a model would be trained on one thing and used for another.
+            ValueError: it is above 1e-4, or a text's ids depend on what it is read with: such a model would
+                be trained on one thing and used for another.
         """
         self.model.eval()
         encoder = self.model.encode_query if self.task == "query" else self.model.encode_document
@@ -260,6 +261,8 @@ class Side:
         except Exception as error:
             raise ValueError(f"{self._name} cannot encode: {type(error).__name__}: {error}") from error
         ids_T, lengths_B = self.ids(self.samples)
+        if not np.array_equal(ids_T, np.concatenate([self.ids([text])[0] for text in self.samples])):
+            raise ValueError(f"{self._name} reads a text otherwise when others are with it")
         texts = torch.from_numpy(ids_T).long().split(lengths_B.tolist())
         # Each alone, where `encode` had them side by side: an embedding may not depend on neighbours either.
         with torch.inference_mode():

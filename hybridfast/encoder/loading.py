@@ -74,6 +74,8 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must be a folder or a hub name, got ''")
         for name in ("max_query_length", "max_passage_length"):
             length = getattr(self, name)
             if length is not None and length < 1:
@@ -136,7 +138,9 @@ def load(
     Raises:
         FileNotFoundError: ``name_or_path`` looks like a path, and nothing is there.
         OSError: it is no model on the hub, or the hub cannot be reached; the message names it.
+        ValueError: a file of weights is damaged.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     # A hub name has one slash at most.
@@ -157,6 +161,8 @@ def load(
         raise OSError(
             f"model {name_or_path!r} is neither a folder nor to be had from the hub: {error}"
         ) from error
+    except SafetensorError as error:
+        raise ValueError(f"{name_or_path}: the weights are damaged: {error}") from error
     for module in model.modules():
         tokenizer: Any = getattr(module, "tokenizer", None)
         if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:

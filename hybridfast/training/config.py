@@ -172,7 +172,11 @@ class TrainConfig(ModelSettings):
             ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
             ("max_steps", self.max_steps >= 1, ">= 1"),
-            ("num_train_epochs", self.num_train_epochs is None or 0 < self.num_train_epochs < INF, "> 0"),
+            (
+                "num_train_epochs",
+                self.num_train_epochs is None or 0 < self.num_train_epochs < 2**32,
+                "in (0, 2**32)",
+            ),
             ("dimension", self.dimension >= 1, ">= 1"),
             ("vocabulary_size", self.vocabulary_size >= 2, ">= 2"),
             ("eval_batch_size", self.eval_batch_size >= 1, ">= 1"),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from hypothesis import given, settings
@@ -225,6 +226,26 @@ def test_what_is_no_table_is_named_by_its_type() -> None:
             ParallelCorpus.load(table)
 
 
+def test_columns_that_are_not_read_may_hold_anything(tmp_path: Path) -> None:
+    """Days beyond Python's year 9999, seconds in a zone that nobody knows."""
+    days = pa.array([2**30] * len(ROWS), pa.int32()).cast(pa.date32())
+    seconds = pa.array([2**40] * len(ROWS), pa.timestamp("s", tz="Mars/Olympus"))
+    wide = pa.Table.from_pylist(ROWS).append_column("day", days).append_column("at", seconds)
+    pq.write_table(wide, tmp_path / "wide.parquet")
+    for source in (wide, tmp_path / "wide.parquet", Dataset(wide)):
+        assert len(ParallelCorpus.load(source)) == len(ROWS)
+    with pytest.raises(ValueError, match=r"column 'passage' is missing; the row has .*'day', 'at'"):
+        ParallelCorpus.load(wide.drop_columns("passage"))
+
+
+def test_a_transform_of_a_dataset_is_applied() -> None:
+    shouted = Dataset.from_list(ROWS).with_transform(
+        lambda batch: {**batch, "query": [query.upper() for query in batch["query"]]}
+    )
+    corpus = ParallelCorpus.load(shouted)
+    assert corpus.table["query"].to_pylist() == [row["query"].upper() for row in ROWS]
+
+
 # --- columns -----------------------------------------------------------------------------------------------
 
 
@@ -262,7 +283,7 @@ def test_what_is_missing_is_no_value(missing: Any) -> None:
 
 
 def test_an_id_has_one_spelling(tmp_path: Path) -> None:
-    sevens = ["7", 7, 7.0, np.int64(7), np.float32(7)]
+    sevens = ["7", " 7\t", 7, 7.0, np.int64(7), np.float32(7)]
     rows = [{**GOOD, "id": seven, "lang": f"l{i}"} for i, seven in enumerate(sevens)]
     assert ParallelCorpus.from_rows(rows).items == ["7"]
     gaps = pd.DataFrame([{**GOOD, "id": 7}, {**GOOD, "id": None}])  # pandas makes the column float
@@ -271,6 +292,8 @@ def test_an_id_has_one_spelling(tmp_path: Path) -> None:
         assert ParallelCorpus.load(source, language="en").items[0] == "7"
         with pytest.raises(ValueError, match=r": row 2: column 'id' is missing"):
             ParallelCorpus.load(source)
+    with pytest.raises(ValueError, match="row 1: id is empty"):
+        ParallelCorpus.from_rows([{**GOOD, "id": " "}])
     for wrong in (True, np.True_, 1.5, float("inf"), 2.0**53, b"7", [7]):
         with pytest.raises(ValueError, match="row 1: id must be text or an integer, got "):
             ParallelCorpus.from_rows([{**GOOD, "id": wrong}])
@@ -559,7 +582,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 @settings(max_examples=50, deadline=None)
 @given(
     st.dictionaries(
-        st.tuples(texts, st.sampled_from(["en", "de", "th"])), st.tuples(texts, texts), min_size=1
+        st.tuples(texts.map(str.strip), st.sampled_from(["en", "de", "th"])),
+        st.tuples(texts, texts),
+        min_size=1,
     )
 )
 def test_any_text_survives_json_lines(

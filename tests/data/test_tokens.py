@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hybridfast.data.corpus import ParallelCorpus
@@ -59,6 +59,23 @@ def test_tokens_of_every_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokens.group_ids() == ["1", "2", "3"]
     assert len(set(tokens.passage_hash_V.tolist())) == len(ROWS)
     assert not tokens.token_ids.flags.writeable
+
+
+def test_texts_that_the_model_reads_alike_have_one_hash(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Else a passage in other case is a negative of the question that it answers."""
+    tokenizer.normalizer = normalizers.Lowercase()
+    row = {
+        "id": "1",
+        "lang": "en",
+        "query": "Red fox",
+        "passage": "A fox is red",
+        "negative_1": "a Fox is red ",
+    }
+    other = {"id": "2", "lang": "en", "query": "red fox", "passage": "blue sea", "negative_1": "sea blue"}
+    tokens = ParallelCorpus.from_rows([row, other]).tokenize(tokenizer, cache_dir=tmp_path, progress=False)
+    assert tokens.query_hash_V[0] == tokens.query_hash_V[1]
+    assert tokens.negative_hash_H[0] == tokens.passage_hash_V[0]
+    assert len({*tokens.negative_hash_H.tolist(), *tokens.passage_hash_V.tolist()}) == 3
 
 
 def test_truncation_keeps_the_head(tokenizer: Tokenizer, tmp_path: Path) -> None:

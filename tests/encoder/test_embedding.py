@@ -98,6 +98,12 @@ def test_a_model_that_embeds_ids_otherwise_is_refused(monkeypatch: pytest.Monkey
     assert "embeds token ids unlike texts, or" in refusal(KINDS["BERT, CLS"]())
 
 
+def test_a_model_that_reads_texts_by_their_neighbours_is_refused() -> None:
+    model = KINDS["static"]()
+    model[0].tokenizer.enable_padding()  # to the longest of those read together; EmbeddingBag has no mask
+    assert "reads a text otherwise when others are with it" in refusal(model)
+
+
 def test_a_model_that_cannot_encode_is_refused() -> None:
     """Qwen2's tokenizer pads by a token of its own, for which this model has no embedding."""
     model = model_kinds.sentence(model_kinds.decoder("left", None), pooling="lasttoken")

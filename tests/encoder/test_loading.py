@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,14 @@ def test_a_word_of_a_million_characters_is_learnt_in_pieces() -> None:
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"{name}: no such model folder"):
         loading.load(name)
+
+
+def test_damaged_weights_are_named(tiny_xlm_r: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_xlm_r, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])  # as a download that was cut off
+    with pytest.raises(ValueError, match="model: the weights are damaged: "):
+        loading.load(str(folder))
 
 
 def test_settings_reach_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
