@@ -144,7 +144,7 @@ def main() -> None:
     print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, model {arguments.model or 'MiniLM'}\n"
     )
-    print("| batch | | pairs/s | times ours | peak GB |\n| ---: | --- | ---: | ---: | ---: |")
+    print("| batch | | pairs/s | hybridfast is times | peak GB |\n| ---: | --- | ---: | ---: | ---: |")
     for batch_size in arguments.batch_sizes:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for _ in range(arguments.rounds):
