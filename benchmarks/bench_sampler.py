@@ -100,6 +100,7 @@ def plan_tokens(request: pytest.FixtureRequest) -> SimpleNamespace:
         version_indptr=None,
         version_GL=np.arange(GROUPS * LANGUAGES, dtype=np.int32).reshape(GROUPS, LANGUAGES),
         source_G=np.zeros(GROUPS, np.int32),
+        query_hash_V=mixed_bits(np.arange(GROUPS * LANGUAGES) + 2**41),
         passage_hash_V=hash_GL.ravel(),
         pad_id=0,
         fingerprint=request.param,
