@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         output_dir = cli.check_output_folder(config.output_dir or cli.next_free(name))
         project = Project(config)
         if config.dry_run:
-            print(rehearse(project))
+            try:
+                print(rehearse(project))
+            except LossNotFinite as error:
+                cli.fail(str(error))
             return
     summaries: dict[str, list[dict[str, float]]] = {}
     runs = list(project.runs())

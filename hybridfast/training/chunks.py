@@ -58,7 +58,8 @@ class Chunks:
         self.places = tokens_per_chunk or (CPU_PLACES if on_cpu else GPU_PLACES)
         self.overhead = CPU_OVERHEAD if on_cpu else GPU_OVERHEAD
         self.budget = activation_memory
-        self.bytes_per_place = 0.0  # of activations, the largest seen
+        self.bytes_per_place = 0.0  # of activations, in the chunk of the longest text that began a batch
+        self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
 
@@ -79,8 +80,9 @@ class Chunks:
             rows = len(parts[0][1]["offsets"])
             return both[:rows], both[rows:]
         self.kept_bytes, self.recomputed = 0.0, 0
-        queries_QD = self._by_chunks(query, parts[0][1])
-        return queries_QD, self._by_chunks(document, embedding.joined_texts([ids for _, ids in parts[1:]]))
+        # Passages first: the longer texts, which are measured, and which fail where one does not fit.
+        passages_ND = self._by_chunks(document, embedding.joined_texts([ids for _, ids in parts[1:]]))
+        return self._by_chunks(query, parts[0][1]), passages_ND
 
     def _by_chunks(self, side: Side, texts: Features) -> Tensor:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
@@ -92,18 +94,20 @@ class Chunks:
             offsets = lengths.cumsum(0) - lengths
             at = torch.arange(int(lengths.sum())) + (starts_B[rows] - offsets).repeat_interleave(lengths)
             features = side.features(ids_T[at], offsets, self.model.device)
-            embeddings.append(self._embed_chunk(side, features, len(rows) * int(lengths.max())))
+            embeddings.append(self._embed_chunk(side, features, len(rows), int(lengths.max())))
         back_B = torch.argsort(torch.cat(chunks))
         return torch.cat(embeddings)[back_B.to(self.model.device)]
 
-    def _embed_chunk(self, side: Side, features: Features, places: int) -> Tensor:
+    def _embed_chunk(self, side: Side, features: Features, rows: int, longest: int) -> Tensor:
         def run() -> Tensor:
             # A copy: modules add to what they are given, and a second run must not see it.
             return embedding.embed(self.model, side.task, dict(features))
 
         if not torch.is_grad_enabled():
             return run()
-        if not self.bytes_per_place:
+        places = rows * longest
+        if not self.bytes_per_place or (not self.kept_bytes and longest > self.longest):
+            self.longest = longest
             return self._measure(run, places)
         if self.kept_bytes + self.bytes_per_place * places > self._budget():
             self.recomputed += 1
@@ -113,7 +117,7 @@ class Chunks:
         return run()
 
     def _measure(self, run: Callable[[], Tensor], places: int) -> Tensor:
-        """The first chunk, which holds the longest texts, and so the most activations for a place."""
+        """A batch's first chunk, which holds its longest texts, and so the most activations for a place."""
         own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
         sizes: dict[int, int] = {}
 

@@ -43,10 +43,10 @@ def rehearse(project: Project) -> str:
         f"Memory: weights {weights / 1e9:.2f} GB, gradients and AdamW's moments {3 * trained / 1e9:.2f} GB, "
         f"activations {chunks.kept_bytes / 1e9:.2f} GB, {chunks.recomputed} chunks of a batch encoded again"
     )
-    seconds = [
-        train(model, tokens, replace(config, max_steps=count, num_train_epochs=None))["seconds"]
-        for count in (1, 1 + STEPS)  # the first step pays for what the others find ready
-    ]
+    seconds = []
+    for count in (1, 1 + STEPS):  # the first step pays for what the others find ready
+        timed = replace(config, max_steps=count, num_train_epochs=None)
+        seconds.append(train(project.new_model(config.seed), tokens, timed)["seconds"])
     each = max(seconds[1] - seconds[0], 0.0) / STEPS
     lines.append(
         f"Time: {each:.3g} s a step, {config.batch_size / max(each, 1e-9):,.0f} pairs/s; "

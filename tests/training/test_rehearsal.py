@@ -49,6 +49,19 @@ def test_it_says_what_comes_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_a_loss_that_is_not_finite_is_one_line(
+    tiny_xlm_r: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(SystemExit):
+        train.main(
+            f"--model {tiny_xlm_r} --data {data} --batch_size 8 --learning_rate 1e30 --warmup_ratio 0"
+            " --dedup group --dry_run".split()
+        )
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: the loss is (nan|inf) at step \d ", last)
+
+
 def test_of_a_static_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "rows.jsonl")
     train.main(f"--data {data} --batch_size 8 --dedup group --max_steps 5000 --dimension 8 --dry_run".split())
