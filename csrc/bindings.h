@@ -9,5 +9,6 @@ void register_build_info(pybind11::module_& module);
 void register_ranks(pybind11::module_& module);
 void register_sampler(pybind11::module_& module);
 void register_infonce(pybind11::module_& module);
+void register_encoder(pybind11::module_& module);
 
 }  // namespace hybridfast

@@ -87,3 +87,41 @@ def info_nce(
     tolerance: float,
     threads: int,
 ) -> tuple[float, float, float, float]: ...
+def dropout(
+    values: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    heads: NDArray[np.int64] | None,
+    first: NDArray[np.int64] | None,
+    dropout: tuple[int, int, float],  # key, how many of 65536 are dropped, factor of the others
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def attend(
+    queries: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    places: NDArray[np.int64],
+    before: int,
+    after: int,
+    scale: float,
+    dropout: tuple[int, int, float] | None,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def attend_gradients(
+    queries: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    places: NDArray[np.int64],
+    before: int,
+    after: int,
+    scale: float,
+    dropout: tuple[int, int, float] | None,
+    out_gradient: NDArray[np.float32],
+    query_gradient: NDArray[np.float32],
+    key_gradient: NDArray[np.float32],
+    value_gradient: NDArray[np.float32],
+    threads: int,
+) -> None: ...

@@ -20,6 +20,14 @@ struct Operands {
   std::size_t panel_block = 0;
 };
 
+// Which entries are dropped: one is where the 16 random bits of its place under `key` are below `threshold`,
+// of 65536; others are multiplied by `scale`.
+struct Dropout {
+  std::uint64_t key;
+  std::uint32_t threshold;
+  float scale;
+};
+
 // Matrices are cut into panels, so that a kernel streams them with unit stride. For `scores`, a query panel
 // holds `rows` queries as D x rows and a passage panel `columns` passages as D x columns (zero-padded).
 //
@@ -104,6 +112,18 @@ struct TileKernels {
   // out[c * out_stride + r] = in[r * in_stride + c].
   void (*transpose)(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
                     std::size_t out_stride);
+
+  // For an encoder. `count` is a multiple of 32. A row of products becomes the softmax of `scale` times its
+  // entries from `first` to `end`, the others 0.
+  void (*softmax)(float* row, std::size_t first, std::size_t end, std::size_t count, float scale);
+
+  // With a row of softmax's shares s, what dropout multiplied them by (or null) as k, and the gradient g of
+  // s k: the gradient of the products that became s, in the place of g; and s k in the place of s.
+  void (*softmax_gradient)(float* shares, const float* kept, float* gradient, std::size_t count, float scale);
+
+  // out[e] = in[e], or 1 where `in` is null, times what entry first + e of (row, head) is multiplied by.
+  void (*drop)(const Dropout& dropout, std::uint64_t row, std::uint32_t head, std::uint64_t first,
+               const float* in, std::size_t count, float* out);
 
   static constexpr std::size_t kLevels = 12, kNearLevels = 4;
   static constexpr int kHalvings = 72;

@@ -2,9 +2,10 @@
 #define HYBRIDFAST_VECTOR_BYTES 32
 #define HYBRIDFAST_ROWS 6
 #define HYBRIDFAST_VECTORS 2
+#include "simd/encoder-inl.h"
 #include "simd/tile-inl.h"
 
 const hybridfast::simd::TileKernels hybridfast::simd::avx2_kernels = {
-    "avx2",       kRows,   kColumns,     score_tile, multiply<false>, nullptr, nullptr, nullptr,
-    nullptr,      logits,  exponentials, nullptr,    add_rows,        weigh,   survey,  select,
-    combine_rows, nullptr, dot,          project,    transpose};
+    "avx2",       kRows,   kColumns,     score_tile, multiply<false>, nullptr, nullptr,          nullptr,
+    nullptr,      logits,  exponentials, nullptr,    add_rows,        weigh,   survey,           select,
+    combine_rows, nullptr, dot,          project,    transpose,       softmax, softmax_gradient, drop};

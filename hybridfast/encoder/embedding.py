@@ -17,14 +17,28 @@ from tqdm import tqdm
 
 from hybridfast.data import tokens
 from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
+from hybridfast.encoder.attention import position_offset
+from hybridfast.encoder.dropout import Dropout
+from hybridfast.encoder.forward import Forward
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
+from hybridfast.encoder.texts import Texts, cut_into_chunks, default_places
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from hybridfast.data.corpus import ParallelCorpus
 
-__all__ = ["Features", "Side", "embed", "embed_static", "encode", "joined_texts", "sides", "tokenize"]
+__all__ = [
+    "Features",
+    "Side",
+    "embed",
+    "embed_static",
+    "encode",
+    "joined_texts",
+    "sides",
+    "taken",
+    "tokenize",
+]
 
 Features = dict[str, Any]
 
@@ -63,24 +77,57 @@ def joined_texts(parts: Sequence[Features]) -> Features:
 def encode(
     model: SentenceTransformer, task: Task, texts: Sequence[str], *, batch_size: int, progress: bool = False
 ) -> Tensor:
-    """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is."""
-    from sentence_transformers.util import batch_to_device
+    """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is.
 
+    A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most.
+    """
     if not texts:
         raise ValueError("texts must hold at least one text")
     model.eval()
+    try:
+        side = Side(model, task, [texts[0], max(texts, key=len)])
+        side.check()
+    except ValueError:
+        return _encode_preprocessed(model, task, texts, batch_size, progress)
+    ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    places = len(ids_T) if side.flat else default_places(model.device)
+    chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=model.device.type == "cpu")
+    chunks = [part for rows in chunks for part in rows.split(batch_size)]
+    parts: list[Tensor] = []
+    with torch.inference_mode(), _bar(texts, task, progress) as bar:
+        for rows in chunks:
+            parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
+            bar.update(len(rows))
+        return torch.cat(parts)[torch.argsort(torch.cat(chunks)).to(model.device)]
+
+
+def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
+    """The ids of some texts, one after the other."""
+    offsets_B = lengths_B.cumsum(0) - lengths_B
+    places = torch.arange(int(lengths_B.sum())) + (starts_B - offsets_B).repeat_interleave(lengths_B)
+    return ids_T[places].long()
+
+
+def _encode_preprocessed(
+    model: SentenceTransformer, task: Task, texts: Sequence[str], batch_size: int, progress: bool
+) -> Tensor:
+    """The same for a model that reads anything else than token ids."""
+    from sentence_transformers.util import batch_to_device
+
     prompt = prompt_of(model, task)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # texts of like length: less padding
     parts: list[Tensor] = []
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(texts), desc=task, unit=" texts", disable=None if progress else True) as bar,
-    ):
+    with torch.inference_mode(), _bar(texts, task, progress) as bar:
         for rows in np.split(order, range(batch_size, len(texts), batch_size)):
             features = model.preprocess([texts[row] for row in rows], prompt=prompt, task=task)
             parts.append(embed(model, task, batch_to_device(features, model.device)).float())
             bar.update(len(rows))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(model.device)]
+
+
+def _bar(texts: Sequence[str], task: Task, progress: bool) -> tqdm[Any]:
+    return tqdm(total=len(texts), desc=task, unit=" texts", disable=None if progress else True)
 
 
 # --- token ids ---------------------------------------------------------------------------------------------
@@ -126,6 +173,9 @@ class Side:
         if given - known:
             raise ValueError(f"{self._name} also reads {_listed(given - known)}, which token ids do not tell")
         self.with_lengths = "sentence_lengths" in given
+        self.packed = False  # texts go through the model without padding; `check` finds out whether they can
+        self.together = False  # with the other side's texts in one call; see `serves`
+        self.depends_on_chunks: set[str] = set()  # what dropout could not tell the places of
         if not self.flat:
             self._see_padding(features)
         self._read = self._fastest()
@@ -225,6 +275,41 @@ class Side:
             self._check_types(features["token_type_ids"][mask_BL].unique().tolist())
         return ids[mask_BL].numpy().astype(np.int32), mask_BL.sum(dim=1).numpy()
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        lengths_B: Tensor,
+        places_B: Tensor | None = None,
+        randomness: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """The embeddings (B, D) of texts, from their ids (T,); not normalized.
+
+        Args:
+            places_B: where each text's first token is in the whole batch. Default: as if these were all.
+            randomness: seed and step, which dropout is a function of. Default: torch's generators decide.
+        """
+        offsets_B = lengths_B.cumsum(0) - lengths_B
+        if self.flat:
+            return embed(self.model, self.task, self.features(input_ids, offsets_B, self.model.device))
+        texts = Texts(
+            lengths_B.numpy(),
+            None if places_B is None else places_B.numpy(),
+            packed=self._packs(lengths_B),
+            left=self.left,
+        )
+        dropout = Dropout(*randomness, texts) if randomness and self.model.training else None
+        features = self.features(input_ids, offsets_B, self.model.device)
+        with Forward(self.model, texts, dropout) as forward:
+            embeddings = embed(self.model, self.task, features)
+        if texts.packed and not forward.asked:
+            raise ValueError(f"{self._name} has attention of its own, which packed texts would share")
+        if dropout is not None:
+            self.depends_on_chunks |= dropout.depends_on_chunks
+        return embeddings
+
+    def _packs(self, lengths_B: Tensor) -> bool:
+        return self.packed and self.model.device.type == "cpu" and bool((lengths_B > 0).all())
+
     def features(self, input_ids: Tensor, offsets: Tensor, device: torch.device) -> Features:
         """What the model's modules take, from the ids (T,) of B texts and where each text begins (B,)."""
         features, ids_T, offsets_B = dict(self.constants), input_ids, offsets
@@ -234,6 +319,15 @@ class Side:
         ids_T = ids_T.to(device, non_blocking=True)
         if self.flat:
             return features | {"input_ids": ids_T, "offsets": offsets_B.to(device, non_blocking=True)}
+        if self._packs(lengths_B):
+            positions_T = torch.arange(len(ids_T)) - offsets_B.repeat_interleave(lengths_B)
+            ends = torch.cat([offsets_B, offsets_B.new_tensor([len(ids_T)])]).int()
+            # As for transformers' flash attention, which sentence-transformers pools from.
+            features |= {"input_ids": ids_T[None], "cu_seq_lens_q": ends}
+            features["position_ids"] = (positions_T + position_offset(self.model))[None]
+            if self.token_type is not None:
+                features["token_type_ids"] = torch.full_like(ids_T[None], self.token_type)
+            return features
         # Lengths are on the CPU still: to read them from a GPU would wait for all of its work.
         place_L = torch.arange(max(1, int(lengths_B.max())))
         mask_BL = place_L < lengths_B[:, None]
@@ -263,19 +357,45 @@ class Side:
         ids_T, lengths_B = self.ids(self.samples)
         if not np.array_equal(ids_T, np.concatenate([self.ids([text])[0] for text in self.samples])):
             raise ValueError(f"{self._name} reads a text otherwise when others are with it")
-        texts = torch.from_numpy(ids_T).long().split(lengths_B.tolist())
-        # Each alone, where `encode` had them side by side: an embedding may not depend on neighbours either.
-        with torch.inference_mode():
-            features = [self.features(text, torch.tensor([0]), self.model.device) for text in texts]
-            got = torch.cat([embed(self.model, self.task, one).float().cpu() for one in features])
-        norms_B = wanted.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        difference = float(((got - wanted).norm(dim=1) / norms_B).max())
+        embeddings = torch.as_tensor(ids_T).long(), torch.from_numpy(lengths_B), wanted
+        if not self.flat and self.model.device.type == "cpu" and lengths_B.all():
+            self.packed = True
+            try:
+                difference = self._difference(*embeddings)
+            except Exception:  # a layer that takes none such: whatever it says, padded texts are to be had
+                difference = float("inf")
+            self.packed = difference <= SAME
+            if self.packed:
+                return difference
+        difference = self._difference(*embeddings)
         if not difference <= SAME:  # or NaN
             raise ValueError(
                 f"{self._name} embeds token ids unlike texts, or a text unlike itself beside a longer one, "
                 f"by {difference:.1e} of the norm; {SAME} is allowed"
             )
         return difference
+
+    def _difference(self, ids_T: Tensor, lengths_B: Tensor, wanted: Tensor) -> float:
+        """Padded texts go each alone, where `encode` had them side by side: neighbours may not matter."""
+        with torch.inference_mode():
+            if self.packed:
+                got = self.embed(ids_T, lengths_B)
+            else:
+                texts = ids_T.split(lengths_B.tolist())
+                got = torch.cat([self.embed(text, torch.tensor([len(text)])) for text in texts])
+        norms_B = wanted.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        return float(((got.float().cpu() - wanted.cpu()).norm(dim=1) / norms_B).max())
+
+    def serves(self, other: Side) -> bool:
+        """Whether this side embeds the other's ids as that does, in evaluation mode."""
+        if self.flat != other.flat or self.packed != other.packed or self.constants != other.constants:
+            return False
+        if (self.left, self.pad_id, self.token_type) != (other.left, other.pad_id, other.token_type):
+            return False
+        ids_T, lengths_B = other.ids(other.samples)
+        texts = torch.as_tensor(ids_T).long(), torch.from_numpy(lengths_B)
+        with torch.inference_mode():
+            return torch.equal(self.embed(*texts), other.embed(*texts))
 
 
 def tokenize(
@@ -307,6 +427,7 @@ def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side,
         if side.settings != settings:
             raise ValueError(f"{side._name} makes other token ids than {tokenized.path} holds")
         side.check()
+    query.together = document.together = query.serves(document)
     return query, document
 
 

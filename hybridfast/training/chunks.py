@@ -1,18 +1,17 @@
-"""A batch through the encoder: texts of like length together, each chunk padded to its own longest.
+"""A batch through the encoder: texts of like length together, each chunk packed, or padded to its longest.
 
 Padded to the longest of the batch, most places of a batch of real text are padding. The loss sees the whole
 batch; its value and gradients are those of one big chunk but for rounding. Chunks whose activations do not
 fit the memory are encoded without them, and again in the backward pass (gradient caching, Gao et al., 2021),
-with the same dropout.
+with the same dropout, which is a function of seed, step and place.
 """
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -20,19 +19,17 @@ from torch.utils.checkpoint import checkpoint
 
 from hybridfast.data.sampler import Batch
 from hybridfast.encoder import embedding
+from hybridfast.encoder.dropout import out_of_reach
 from hybridfast.encoder.embedding import Features, Side
+from hybridfast.encoder.forward import keep_checkpointing
 from hybridfast.encoder.loading import is_static
+from hybridfast.encoder.texts import cut_into_chunks, default_places
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Chunks", "rows_of_chunks"]
+__all__ = ["Chunks"]
 
-CPU_PLACES, GPU_PLACES = 2_048, 32_768  # of a chunk, at most
-CPU_OVERHEAD, GPU_OVERHEAD = (
-    64,
-    4_096,
-)  # of one more chunk, in places computed meanwhile
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
 
 
@@ -44,6 +41,7 @@ class Chunks:
             GPU.
         activation_memory: bytes that chunks may keep for the backward pass, the one at work not counted.
             None: half of what is free when the first chunk has been seen.
+        seed: of the masks of dropout.
     """
 
     def __init__(
@@ -52,60 +50,89 @@ class Chunks:
         sides: tuple[Side, Side],
         tokens_per_chunk: int | None = None,
         activation_memory: float | None = None,
+        seed: int = 0,
     ) -> None:
-        self.model, self.sides = model, sides
-        on_cpu = model.device.type == "cpu"
-        self.places = tokens_per_chunk or (CPU_PLACES if on_cpu else GPU_PLACES)
-        self.overhead = CPU_OVERHEAD if on_cpu else GPU_OVERHEAD
+        keep_checkpointing(model)
+        self.model, self.sides, self.seed = model, sides, seed
+        self.together = sides[0].together  # both sides' texts in the same chunks
+        self.places = tokens_per_chunk or default_places(model.device)
         self.budget = activation_memory
         self.bytes_per_place = 0.0  # of activations, in the chunk of the longest text that began a batch
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
+        self._unreached, self._warned = out_of_reach(model), False
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch, step: int = 0) -> tuple[Tensor, Tensor]:
         """The embeddings of a batch's queries (B, D), and of its passages and then hard negatives (B + M, D).
 
         Args:
             batch: its texts as flat ids.
+            step: of the run; dropout's masks differ from step to step.
 
         Raises:
             RuntimeError: the memory does not hold one chunk.
         """
-        query, document = self.sides
-        texts = [(query, batch.queries), (document, batch.passages), (document, batch.negatives)]
-        parts = [(side, ids) for side, ids in texts if ids is not None and len(ids["offsets"])]
         if is_static(self.model):  # no padding, and one call for all
+            parts = [(side, ids) for side, ids, _ in self._parts(batch)]
             both = embedding.embed_static(self.model, parts)
-            rows = len(parts[0][1]["offsets"])
-            return both[:rows], both[rows:]
-        self.kept_bytes, self.recomputed = 0.0, 0
-        # Passages first: the longer texts, which are measured, and which fail where one does not fit.
-        passages_ND = self._by_chunks(document, embedding.joined_texts([ids for _, ids in parts[1:]]))
-        return self._by_chunks(query, parts[0][1]), passages_ND
+        else:
+            self.kept_bytes, self.recomputed = 0.0, 0
+            embeddings = [self._by_chunks(*part, step) for part in self._parts(batch)]
+            both = torch.cat(embeddings[::-1]) if len(embeddings) > 1 else embeddings[0]
+            self._warn_once()
+        rows = len(batch.query_languages)
+        return both[:rows], both[rows:]
 
-    def _by_chunks(self, side: Side, texts: Features) -> Tensor:
+    def places_of(self, batch: Batch) -> tuple[int, int]:
+        """The tokens of a batch's texts, and the places of its chunks."""
+        tokens = places = 0
+        for side, texts, _ in self._parts(batch):
+            lengths_B = _lengths(texts)
+            tokens += int(lengths_B.sum())
+            for rows in self._cut(lengths_B, side):
+                places += _places(side, lengths_B[rows])
+        return tokens, places
+
+    def _parts(self, batch: Batch) -> list[tuple[Side, Features, int]]:
+        """A side, its texts, and the place of the first in the batch: one part, or passages and then queries.
+
+        Passages first: the longer texts, which are measured, and which fail where one does not fit.
+        """
+        query, document = self.sides
+        assert batch.queries is not None  # there are in a batch of flat ids
+        passages = [
+            ids for ids in (batch.passages, batch.negatives) if ids is not None and len(ids["offsets"])
+        ]
+        if self.together:
+            return [(document, embedding.joined_texts([batch.queries, *passages]), 0)]
+        place = len(batch.queries["input_ids"])
+        return [(document, embedding.joined_texts(passages), place), (query, batch.queries, 0)]
+
+    def _cut(self, lengths_B: Tensor, side: Side) -> list[Tensor]:
+        on_cpu = self.model.device.type == "cpu"
+        return cut_into_chunks(lengths_B, self.places, packed=side.packed, on_cpu=on_cpu)
+
+    def _by_chunks(self, side: Side, texts: Features, place: int, step: int) -> Tensor:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
-        lengths_B = torch.diff(starts_B, append=starts_B.new_tensor([len(ids_T)]))
-        chunks = rows_of_chunks(lengths_B, self.places, self.overhead)
+        lengths_B = _lengths(texts)
+        chunks = self._cut(lengths_B, side)
         embeddings = []
         for rows in chunks:
-            lengths = lengths_B[rows]
-            offsets = lengths.cumsum(0) - lengths
-            at = torch.arange(int(lengths.sum())) + (starts_B[rows] - offsets).repeat_interleave(lengths)
-            features = side.features(ids_T[at], offsets, self.model.device)
-            embeddings.append(self._embed_chunk(side, features, len(rows), int(lengths.max())))
+            taken_T = embedding.taken(ids_T, starts_B[rows], lengths_B[rows])
+            embeddings.append(self._embed_chunk(side, taken_T, lengths_B[rows], starts_B[rows] + place, step))
         back_B = torch.argsort(torch.cat(chunks))
         return torch.cat(embeddings)[back_B.to(self.model.device)]
 
-    def _embed_chunk(self, side: Side, features: Features, rows: int, longest: int) -> Tensor:
+    def _embed_chunk(
+        self, side: Side, ids_T: Tensor, lengths_B: Tensor, places_B: Tensor, step: int
+    ) -> Tensor:
         def run() -> Tensor:
-            # A copy: modules add to what they are given, and a second run must not see it.
-            return embedding.embed(self.model, side.task, dict(features))
+            return side.embed(ids_T, lengths_B, places_B, randomness=(self.seed, step))
 
+        longest, places = int(lengths_B.max()), _places(side, lengths_B)
         if not torch.is_grad_enabled():
             return run()
-        places = rows * longest
         if not self.bytes_per_place or (not self.kept_bytes and longest > self.longest):
             self.longest = longest
             return self._measure(run, places)
@@ -144,28 +171,23 @@ class Chunks:
             self.budget = FREE_SHARE * free
         return self.budget
 
+    def _warn_once(self) -> None:
+        """What dropout's function does not reach is a generator's, or depends on how the batch is cut."""
+        seen = set().union(*(side.depends_on_chunks for side in self.sides))
+        unreached = [*self._unreached, *sorted(seen)]
+        if unreached and self.model.training and not self._warned:
+            warnings.warn(
+                f"dropout of {', '.join(unreached)}: its masks depend on chunks and processes, not on seed, "
+                "step and place alone; set it to 0 in the model's configuration to be independent of them",
+                stacklevel=3,
+            )
+            self._warned = True
 
-def rows_of_chunks(lengths_B: Tensor, tokens_per_chunk: int, overhead: int) -> list[Tensor]:
-    """Rows of texts with so many tokens, cut into chunks; the longest come first.
 
-    So what does not fit the memory fails at once, and not hours later. Cuts make the places, padding counted,
-    and `overhead` for every chunk as few as can be: shorter texts are worth a chunk of their own where
-    padding them would cost more.
-    """
-    order_B = torch.argsort(lengths_B, descending=True, stable=True)
-    sorted_B = lengths_B[order_B].numpy()
-    count = len(sorted_B)
-    least = np.full(count + 1, np.inf)  # cost of the first texts, up to each
-    least[0] = 0
-    begins = np.zeros(count + 1, np.int64)  # where the last chunk of that begins
-    for first, length in enumerate(sorted_B.tolist()):
-        rows = np.arange(1, 1 + min(count - first, max(1, tokens_per_chunk // max(1, length))))
-        costs = least[first] + rows * length + overhead
-        ends = slice(first + 1, first + 1 + len(rows))
-        better = costs < least[ends]
-        least[ends][better] = costs[better]
-        begins[ends][better] = first
-    cuts = [count]
-    while cuts[-1]:
-        cuts.append(int(begins[cuts[-1]]))
-    return [order_B[first:last] for last, first in itertools.pairwise(cuts)][::-1]
+def _lengths(texts: Features) -> Tensor:
+    starts_B = texts["offsets"]
+    return torch.diff(starts_B, append=starts_B.new_tensor([len(texts["input_ids"])]))
+
+
+def _places(side: Side, lengths_B: Tensor) -> int:
+    return int(lengths_B.sum()) if side.packed else len(lengths_B) * int(lengths_B.max())

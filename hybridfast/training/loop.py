@@ -58,7 +58,7 @@ def train(
 
     device = model.device
     sides = embedding.sides(model, tokens)
-    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes)
+    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)
@@ -79,7 +79,7 @@ def train(
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             # Around the loss too, whose products take autocast's dtype.
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                queries_QD, passages_ND = chunks.embed(batch)
+                queries_QD, passages_ND = chunks.embed(batch, step)
                 query_groups, passage_groups = _groups(batch, device)
                 loss = sum(
                     info_nce(

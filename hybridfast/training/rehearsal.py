@@ -10,7 +10,7 @@ import torch
 
 from hybridfast.data.sampler import Batch
 from hybridfast.encoder import embedding, loading
-from hybridfast.training.chunks import Chunks, rows_of_chunks
+from hybridfast.training.chunks import Chunks
 from hybridfast.training.loop import make_sampler, steps_of, train
 from hybridfast.training.project import Project
 
@@ -72,13 +72,9 @@ def _tokens(batches: list[Batch], chunks: Chunks, *, static: bool) -> str:
     text = f"Tokens in {len(batches)} batches: " + ", ".join(said)
     if static:
         return text
-    used = padded = 0
-    for parts in lengths:
-        for part in parts:
-            for rows in rows_of_chunks(part, chunks.places, chunks.overhead):
-                used += int(part[rows].sum())
-                padded += len(rows) * int(part[rows].max())
-    return text + f"; padding {1 - used / max(padded, 1):.1%} of the places"
+    counts = [chunks.places_of(batch) for batch in batches]
+    used, places = (sum(count) for count in zip(*counts, strict=True))
+    return text + f"; padding {1 - used / max(places, 1):.1%} of the places"
 
 
 def _lengths(texts: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from encoder import model_kinds
 from encoder.model_kinds import KINDS, ROWS
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hybridfast import HybridSampler, info_nce
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.training.chunks import Chunks, rows_of_chunks
-
-
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=80), st.integers(1, 700), st.integers(0, 100))
-def test_chunks_hold_every_text_once_within_their_places(
-    lengths: list[int], places: int, overhead: int
-) -> None:
-    lengths_B = torch.tensor(lengths)
-    chunks = rows_of_chunks(lengths_B, places, overhead)
-    assert sorted(row for rows in chunks for row in rows.tolist()) == list(range(len(lengths)))
-    assert all(len(rows) == 1 or len(rows) * lengths_B[rows].max() <= places for rows in chunks)
-    longest = [int(lengths_B[rows].max()) for rows in chunks]
-    assert longest == sorted(longest, reverse=True)
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(0, 40))
-def test_no_other_cuts_cost_less(lengths: list[int], overhead: int) -> None:
-    """Against all ways to cut up to nine sorted texts, of at most 60 places a chunk."""
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(chunks: list[list[int]]) -> int:
-        return sum(len(chunk) * chunk[0] + overhead for chunk in chunks)
-
-    ways = []
-    for cuts in itertools.product((False, True), repeat=len(ordered) - 1):
-        ends = [*(i + 1 for i, cut in enumerate(cuts) if cut), len(ordered)]
-        chunks = [ordered[a:b] for a, b in itertools.pairwise([0, *ends])]
-        if all(len(chunk) * chunk[0] <= 60 or len(chunk) == 1 for chunk in chunks):
-            ways.append(cost(chunks))
-    lengths_B = torch.tensor(lengths)
-    found = [lengths_B[rows].tolist() for rows in rows_of_chunks(lengths_B, 60, overhead)]
-    assert cost(found) == min(ways)
+from hybridfast.training.chunks import Chunks
 
 
 @pytest.mark.filterwarnings("default")  # of models that are made up
