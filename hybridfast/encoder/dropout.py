@@ -11,6 +11,7 @@ every module calls: ``dropout`` and ``scaled_dot_product_attention``.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import struct
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from hybridfast._core import dropout as native_dropout
 from hybridfast.encoder.texts import Texts
+
+TRITON = importlib.util.find_spec("triton") is not None
 
 __all__ = ["Dropout", "Key", "out_of_reach"]
 
@@ -72,8 +75,8 @@ class Dropout(TorchFunctionMode):
 
     def drop(self, values: Tensor, key: Key) -> Tensor:
         """Dropout of a tensor whose shape says what its rows are: tokens, texts, or pairs of tokens."""
-        if values.device.type not in ("cpu", "cuda") or not values.is_floating_point():
-            self.depends_on_chunks.add(f"{values.dtype} on {values.device.type}")
+        if not (values.device.type == "cpu" or (values.device.type == "cuda" and TRITON)):
+            self.depends_on_chunks.add(f"values on {values.device.type}")
             return functional.dropout(values, key[1] / 65536)
         dropped: Tensor = _Drop.apply(values, key, *self._places(values))
         return dropped
