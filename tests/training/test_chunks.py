@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,60 @@ def test_any_memory_gives_the_same_bits(kind: str, tmp_path: Path, monkeypatch: 
         assert chunks.kept_bytes <= max(memory, chunks.bytes_per_place * 50)
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "kind", ["BERT, mean", "DistilBERT", "MPNet", "T5 encoder", "Qwen2, padded left, last token"]
+)
+def test_dropout_does_not_depend_on_chunks(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed or padded, a token has the masks of its place: all at once, in chunks, or layers run again."""
+    monkeypatch.setattr(model_kinds, "FOLDER", str(tmp_path))
+    model = KINDS[kind]()
+    for module in model.modules():  # some architectures come without
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.2
+    tokens = embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
+    sides = embedding.sides(model, tokens)
+    batch = HybridSampler(tokens, batch_size=12, alpha=0.0, negatives=1, layout="flat")[0, 0]
+    model.eval()
+    without = info_nce(*Chunks(model, sides).embed(batch, 1)).item()
+    model.train()
+    losses, norms = [], []
+    for places, layers_again in ((10**9, False), (60, False), (60, True)):
+        if layers_again:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        chunks = Chunks(model, sides, places, seed=5)
+        loss = info_nce(*chunks.embed(batch, 1))
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+    for norm in norms[1:]:
+        torch.testing.assert_close(norm, norms[0], rtol=1e-4, atol=0)
+    other = info_nce(*Chunks(model, sides, seed=5).embed(batch, 2)).item()
+    assert len({round(value, 6) for value in (without, losses[0], other)}) == 3
+
+
+def test_what_dropout_does_not_reach_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_kinds, "FOLDER", str(tmp_path))
+    model = KINDS["word embeddings, LSTM"]()
+    model[1].encoder.dropout = 0.1
+    tokens = embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
+    sides = embedding.sides(model, tokens)
+    model.train()
+    chunks = Chunks(model, sides)
+    batch = HybridSampler(tokens, batch_size=12, alpha=0.0, layout="flat")[0, 0]
+    with pytest.warns(UserWarning, match=r"dropout of 1\.encoder: its masks depend on chunks"):
+        chunks.embed(batch, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chunks.embed(batch, 2)
 
 
 def test_a_batch_keeps_no_more_than_its_memory(tiny_xlm_r: Path, tmp_path: Path) -> None:
