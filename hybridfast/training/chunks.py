@@ -62,6 +62,7 @@ class Chunks:
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
+        self.encoded = 0  # places of this batch, padding counted; 0 of a static encoder
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The embeddings of a batch's queries (B, D), and of its passages and then hard negatives (B + M, D).
@@ -79,7 +80,7 @@ class Chunks:
             both = embedding.embed_static(self.model, parts)
             rows = len(parts[0][1]["offsets"])
             return both[:rows], both[rows:]
-        self.kept_bytes, self.recomputed = 0.0, 0
+        self.kept_bytes, self.recomputed, self.encoded = 0.0, 0, 0
         # Passages first: the longer texts, which are measured, and which fail where one does not fit.
         passages_ND = self._by_chunks(document, embedding.joined_texts([ids for _, ids in parts[1:]]))
         return self._by_chunks(query, parts[0][1]), passages_ND
@@ -94,6 +95,7 @@ class Chunks:
             offsets = lengths.cumsum(0) - lengths
             at = torch.arange(int(lengths.sum())) + (starts_B[rows] - offsets).repeat_interleave(lengths)
             features = side.features(ids_T[at], offsets, self.model.device)
+            self.encoded += len(rows) * int(lengths.max())
             embeddings.append(self._embed_chunk(side, features, len(rows), int(lengths.max())))
         back_B = torch.argsort(torch.cat(chunks))
         return torch.cat(embeddings)[back_B.to(self.model.device)]

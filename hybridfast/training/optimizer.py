@@ -109,6 +109,15 @@ class Average:
         for parameter, mean in zip(self.parameters, self.means, strict=False):  # no means without a decay
             parameter.copy_(mean)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "means": self.means}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for mean, saved in zip(self.means, state["means"], strict=True):
+            mean.copy_(saved)
+
 
 def _layer(name: str) -> int | None:
     """The number of a weight's layer, as all transformers write it: ``...layer.3.attention...``."""

@@ -24,7 +24,7 @@ from hybridfast.training.optimizer import freeze, trainable
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Project", "batch_type"]
+__all__ = ["Project", "batch_type", "runs_of"]
 
 PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of their own
 
@@ -79,12 +79,7 @@ class Project:
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
         """Name and settings of every run; runs of one name differ in their seeds alone."""
-        named = {batch_type(self.config.alpha): self.config.alpha}
-        if self.config.compare:
-            named = {"mono": 1.0, "cross": 0.0, "hybrid": self.config.alpha}
-        for name, alpha in named.items():
-            for seed in range(self.config.seed, self.config.seed + self.config.num_seeds):
-                yield name, replace(self.config, alpha=alpha, seed=seed)
+        return runs_of(self.config)
 
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
         """The held-out figures of a model; None without an evaluation set."""
@@ -118,6 +113,16 @@ def _reading(model: SentenceTransformer, tokens: TokenizedCorpus) -> str:
     if tokens.negatives_left_out:
         lines.append(f"Left out: {tokens.negatives_left_out:,} hard negatives equal to a passage of their id")
     return "\n".join(lines)
+
+
+def runs_of(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Name and settings of every run; runs of one name differ in their seeds alone."""
+    named = {batch_type(config.alpha): config.alpha}
+    if config.compare:
+        named = {"mono": 1.0, "cross": 0.0, "hybrid": config.alpha}
+    for name, alpha in named.items():
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            yield name, replace(config, alpha=alpha, seed=seed)
 
 
 def batch_type(alpha: float) -> str:
