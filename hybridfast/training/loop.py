@@ -166,8 +166,8 @@ def train(
 
 def _seed_of(seed: int, step: int) -> int:
     """64 bits of one step of one run: what splitmix64 makes of both (Steele, Lea and Flood, 2014)."""
-    mixed = seed
-    for word in (step, 0):
+    mixed = 0
+    for word in (seed, step):  # one after the other: their sum is the same for other seeds and steps
         mixed = (mixed + word + 0x9E3779B97F4A7C15) % 2**64
         mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
