@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from hybridfast import cli
 from hybridfast.evaluation import table
-from hybridfast.training import checkpoint
+from hybridfast.training import checkpoint, curves
 from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
                     cli.fail(f"{title}: the model could not be saved: {error}; the last checkpoint remains")
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
             save_results(folder, run, training, None)
+            curves.draw(folder / "log.jsonl", folder / "curves.png")
             try:
                 evaluation = project.evaluate(model)
             except ValueError as error:
