@@ -84,9 +84,18 @@ def main(argv: list[str] | None = None) -> None:
                 state = given if given or not lasting else _newest(folder)
                 model = project.new_model(run.seed)
                 if state:
+                    _bring_the_best(state, config, folder)
                     print(f"{title}: goes on after step {state['log']['step']:,}")
                 try:
-                    training = train(model, project.tokens, run, name=title, folder=folder, resume=state)
+                    training = train(
+                        model,
+                        project.tokens,
+                        run,
+                        name=title,
+                        folder=folder,
+                        validation=project.validation,
+                        resume=state,
+                    )
                 except LossNotFinite as error:
                     if error.step == 1:  # nothing was trained, in this run
                         cli.fail(f"{title}: {error}")
@@ -152,6 +161,15 @@ def _given_checkpoint(config: TrainConfig, project: Project) -> State | None:
     state = checkpoint.read(Path(path))
     check_same(state["run"], identity(config, project.tokens), f"resume_from_checkpoint {path}")
     return state
+
+
+def _bring_the_best(state: State, config: TrainConfig, folder: Path) -> None:
+    """The best checkpoint into the run's folder, where it goes on from another one's."""
+    if (step := state["best"]["step"]) is None or config.resume_from_checkpoint in (None, "auto"):
+        return
+    best = Path(str(config.resume_from_checkpoint)).absolute().with_name(f"checkpoint-{step}")
+    with cli.usage_errors():
+        checkpoint.write(folder / best.name, checkpoint.read(best))
 
 
 def _newest(folder: Path) -> State | None:

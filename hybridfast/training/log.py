@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -140,9 +141,9 @@ class Log:
         self.constants["learning_rate"] = rate
         self.bar.update()
 
-    def line(self) -> None:
+    def line(self, is_last: bool) -> None:
         """A line, if this step ends one; called when all of the step is done."""
-        if self.step % self.every and self.step != self.max_steps:
+        if self.step % self.every and not is_last:
             return
         self._read()
         figures = self._figures(self.sums)
@@ -150,6 +151,10 @@ class Log:
         self.sums.clear()
         self.bar.set_postfix_str(f"loss {figures['loss']:.4f}, {figures['pairs_per_second']:,.0f} pairs/s")
         self.write(figures)
+
+    def validation(self, figures: Figures) -> None:
+        """A line of a validation's figures."""
+        self.write({f"validation/{name}": value for name, value in figures.items() if not math.isnan(value)})
 
     def write(self, figures: Figures) -> None:
         """A line of figures at the present step, to log.jsonl and the trackers."""
@@ -167,7 +172,7 @@ class Log:
         for tracker in self.trackers:
             tracker.log(figures, self.step)
 
-    def summary(self) -> Figures:
+    def summary(self) -> dict[str, Any]:
         """The same figures over the whole run, with its steps, pairs and seconds."""
         self._read()
         total = self.total.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import asdict
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch import Tensor
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.infonce.loss import info_nce
+from hybridfast.training import checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
@@ -22,6 +25,7 @@ from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
 from hybridfast.training.record import check_same, identity
+from hybridfast.training.validation import Best, Validation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -44,6 +48,7 @@ def train(
     *,
     name: str = "train",
     folder: Path | None = None,
+    validation: Validation | None = None,
     resume: State | None = None,
 ) -> dict[str, Any]:
     """Train a model in place with the batches, the loss and the optimizer of ``config``.
@@ -53,11 +58,13 @@ def train(
         tokens: training data, as :func:`hybridfast.encoder.embedding.tokenize` makes it for this model.
         name: shown beside the progress bar.
         folder: for ``log.jsonl`` and checkpoints. None: there are none, and signals do as always.
+        validation: what is looked at every ``eval_steps``; where there is a ``metric_for_best_model``, the
+            model that is left is the best one by it.
         resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it.
 
     Returns:
-        steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, and over all steps what
-        a line of ``log.jsonl`` has.
+        steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
+        line of ``log.jsonl`` has, and the validation of the model that is left.
 
     Raises:
         LossNotFinite: named by step and ids.
@@ -68,6 +75,8 @@ def train(
     from transformers import get_scheduler
 
     device = model.device
+    if config.metric_for_best_model and folder is None:
+        raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes)
     parameters = trainable(model)
@@ -82,6 +91,7 @@ def train(
     # Prefixes that are good embeddings themselves: Kusupati et al., 2022. None: the whole.
     dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
     average = Average(parameters, config.ema_decay)
+    best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
         folder,
         device,
@@ -101,6 +111,7 @@ def train(
         "average": average,
         "sampler": sampler,
         "log": log,
+        "best": best,
     }
     this = identity(config, tokens)
     if resume is not None:
@@ -111,7 +122,8 @@ def train(
     model.train()  # embedding.sides has left it in evaluation mode
     with sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
         batches = chain.from_iterable(repeat(sampler))  # each time, the rest of the epoch
-        for step, batch in enumerate(islice(batches, max_steps - log.step), start=log.step + 1):
+        left = 0 if best.stops else max_steps - log.step
+        for step, batch in enumerate(islice(batches, left), start=log.step + 1):
             log.clock.lap("data")
             torch.manual_seed(_seed_of(config.seed, step))
             # Around the loss too, whose products take autocast's dtype.
@@ -150,18 +162,58 @@ def train(
             optimizer.zero_grad()
             log.add(batch, value, norm, rate, chunks.encoded)
             log.clock.lap("optimizer")
-            log.line()
-            saves = config.save_steps and (step % config.save_steps == 0 or step == max_steps)
-            if saves or interrupts.asked:
+            is_best = False
+            if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
+                with average.in_place():
+                    evaluation = _validate(validation, model, chunks, config, step)
+                if evaluation:
+                    is_best = best.add(evaluation, step)
+                    log.validation(evaluation.summary())
+                log.clock.lap("evaluation")
+            is_last = step == max_steps or best.stops
+            log.line(is_last)
+            if (
+                is_best
+                or interrupts.asked
+                or (config.save_steps and (step % config.save_steps == 0 or is_last))
+            ):
                 state = {part: holder.state_dict() for part, holder in stateful.items()}
                 checkpoints.save(step, {"run": this, **state})
                 log.clock.lap("saving")
             checkpoints.look()
             if interrupts.asked:
                 raise Interrupted(step, max_steps, saved=checkpoints.wait())
+            if best.stops:
+                break
+    if folder and best.step not in (None, log.step):
+        _restore(folder / f"checkpoint-{best.step}", stateful)
     average.take_over()
     model.eval()
-    return log.summary()
+    left_behind = {"best_step": best.step, "validation": best.figures}
+    return log.summary() | {name: value for name, value in left_behind.items() if value is not None}
+
+
+def _validate(
+    validation: Validation, model: SentenceTransformer, chunks: Chunks, config: TrainConfig, step: int
+) -> Evaluation | None:
+    """None, and a warning, where embeddings are not finite; the next step's loss will not be either."""
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
+            return validation.evaluate(model, chunks)
+    except ValueError as error:
+        warnings.warn(f"validation after step {step}: {error}", stacklevel=3)
+        return None
+
+
+def _restore(path: Path, stateful: dict[str, Any]) -> None:
+    """The weights of the best step."""
+    try:
+        state = checkpoint.read(path)
+    except (checkpoint.Damaged, FileNotFoundError) as error:
+        warnings.warn(f"{error}; the model is the last step's, not the best", stacklevel=3)
+        return
+    for part in ("model", "average"):
+        stateful[part].load_state_dict(state[part])
 
 
 def _seed_of(seed: int, step: int) -> int:

@@ -20,6 +20,7 @@ from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.optimizer import freeze, trainable
+from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -34,8 +35,11 @@ class Project:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.corpus = _load_corpus(config)
-        print(self.corpus)
+        everything = _load_corpus(config)
+        print(everything)
+        self.corpus, held_out = hold_out(everything, config)
+        if len(self.corpus) < len(everything):
+            print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
         hard_negatives = _hard_negatives(self.corpus)
         if config.negatives and not hard_negatives:
             raise ValueError(
@@ -58,6 +62,13 @@ class Project:
             )
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
+        self.validation: Validation | None = None
+        if held_out:
+            self.validation = Validation(held_out, embedding.sides(model, self.tokens))
+            print(
+                f"Validation every {config.eval_steps:,} steps: {len(held_out.queries):,} queries, "
+                f"{len(held_out.passages):,} passages of {held_out.name}"
+            )
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
         for _, run in self.runs():  # what cannot be filled is said before any training

@@ -1,0 +1,193 @@
+"""Validation while a model is trained: on what, how good, and whether it was ever better."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.tokens import text_hash
+from hybridfast.encoder import embedding
+from hybridfast.encoder.embedding import Side
+from hybridfast.encoder.loading import is_static
+from hybridfast.evaluation import readers, rows
+from hybridfast.evaluation.encode import rank
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
+from hybridfast.training.chunks import Chunks, rows_of_chunks
+from hybridfast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Best", "Validation", "figures_of", "hold_out"]
+
+
+def hold_out(corpus: ParallelCorpus, config: TrainConfig) -> tuple[ParallelCorpus, EvalSet | None]:
+    """The rows to train on, and what to validate on if that is asked for.
+
+    Rows whose split is dev or test are not among the first. A share of the ids is chosen by their hashes:
+    the same for every seed.
+
+    Raises:
+        ValueError: there is nothing to validate on, or there are two such things; a metric that does not
+            exist, or is not defined on this set.
+    """
+    split_V = corpus.split_V
+    train_V, dev_V = split_V == "train", split_V == "dev"
+    if config.validation_split:
+        for name, other in (
+            ("rows whose split is dev", bool(dev_V.any())),
+            ("validation_dataset", config.validation_dataset is not None),
+        ):
+            if other:
+                raise ValueError(
+                    f"validation_split {config.validation_split} and {name}: one of them is meant"
+                )
+        dev_V = train_V & _share(corpus, config.validation_split)
+        train_V &= ~dev_V
+    if not train_V.any():
+        raise ValueError(f"{corpus.name}: no row is left to train on: the split of all is dev or test")
+    training = corpus if train_V.all() else corpus.where(train_V)
+    if config.eval_steps is None:
+        return training, None
+    if config.validation_dataset is not None:
+        eval_set = readers.load(config.validation_dataset, config.eval_data_dir)
+    elif dev_V.any():
+        eval_set = rows.from_corpus(corpus.where(dev_V))
+    else:
+        raise ValueError(
+            f"eval_steps {config.eval_steps} has nothing to validate on: no row of {corpus.name} has the "
+            "split dev or validation; set validation_split or validation_dataset"
+        )
+    _check_metric(eval_set, config.metric_for_best_model)
+    return training, eval_set
+
+
+def _share(corpus: ParallelCorpus, share: float) -> NDArray[np.bool_]:
+    """Rows of that share of the ids, one at least."""
+    hash_I = np.array([text_hash(item) for item in corpus.items], np.uint64)
+    chosen_I = np.zeros(len(hash_I), bool)
+    chosen_I[np.argsort(hash_I, kind="stable")[: max(1, round(share * len(hash_I)))]] = True
+    return chosen_I[corpus.item_V]
+
+
+def _check_metric(eval_set: EvalSet, metric: str | None) -> None:
+    """Whether a metric is defined shows on any embeddings."""
+    if metric is None:
+        return
+    queries_Q1, passages_N1 = (
+        np.zeros((len(texts), 1), np.float32) for texts in (eval_set.queries, eval_set.passages)
+    )
+    figures = figures_of(evaluate_embeddings(eval_set, queries_Q1, passages_N1))
+    if metric not in figures:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(figures)}, got {metric!r}")
+    if math.isnan(figures[metric]):
+        raise ValueError(
+            f"metric_for_best_model {metric!r} is not defined on {eval_set.name}: no query counts"
+        )
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, float]:
+    """Every figure that can be asked for, by the name that the tables have for it."""
+    pools = {"mono": evaluation.mono, "cross": evaluation.cross, "multi": evaluation.multi}
+    every = {f"{measure} {pool}": of(measure) for measure in evaluation.pairs for pool, of in pools.items()}
+    return evaluation.summary() | every
+
+
+class Validation:
+    """A set as token ids, made once for all runs and steps.
+
+    Args:
+        sides: of a model that reads as all of them do.
+    """
+
+    def __init__(self, eval_set: EvalSet, sides: tuple[Side, Side]) -> None:
+        self.eval_set = eval_set
+        texts = (eval_set.queries, eval_set.passages)
+        self.ids = [
+            (torch.from_numpy(ids_T).long(), torch.from_numpy(lengths_B))
+            for ids_T, lengths_B in (side.ids(those) for side, those in zip(sides, texts, strict=True))
+        ]
+
+    def evaluate(self, model: SentenceTransformer, chunks: Chunks) -> Evaluation:
+        """The figures of a model, which is left in training mode.
+
+        Args:
+            chunks: of this model; says how much is embedded at once.
+        """
+        model.eval()
+        with torch.inference_mode():
+            queries_QD, passages_ND = (
+                _embed(model, side, ids_T, lengths_B, chunks)
+                for side, (ids_T, lengths_B) in zip(chunks.sides, self.ids, strict=True)
+            )
+        model.train()
+        return rank(model, self.eval_set, queries_QD, passages_ND)
+
+
+def _embed(
+    model: SentenceTransformer, side: Side, ids_T: Tensor, lengths_B: Tensor, chunks: Chunks
+) -> Tensor:
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    # Tokens are all there is to a static encoder's texts: any cut will do.
+    cuts = (
+        list(torch.arange(len(lengths_B)).split(chunks.places))
+        if is_static(model)
+        else rows_of_chunks(lengths_B, chunks.places, chunks.overhead)
+    )
+    parts = []
+    for rows_C in cuts:
+        lengths_C = lengths_B[rows_C]
+        offsets_C = lengths_C.cumsum(0) - lengths_C
+        at_T = torch.arange(int(lengths_C.sum())) + (starts_B[rows_C] - offsets_C).repeat_interleave(
+            lengths_C
+        )
+        features = side.features(ids_T[at_T], offsets_C, model.device)
+        parts.append(embedding.embed(model, side.task, features).float())
+    back_B = torch.argsort(torch.cat(cuts))
+    return torch.cat(parts)[back_B.to(model.device)]
+
+
+class Best:
+    """The best figure so far, its step, and for how many validations none was better.
+
+    ``figures`` are those of the best one; without a metric, of the last.
+    """
+
+    def __init__(self, metric: str | None, patience: int | None) -> None:
+        self.metric, self.patience = metric, patience
+        self.value: float | None = None
+        self.step: int | None = None
+        self.worse = 0
+        self.figures: dict[str, float] | None = None
+
+    def add(self, evaluation: Evaluation, step: int) -> bool:
+        """Whether this one is the best."""
+        if self.metric is None:
+            self.figures = evaluation.summary()
+            return False
+        value = figures_of(evaluation)[self.metric]
+        lower_is_better = "distance" in self.metric
+        if self.value is not None and (value >= self.value if lower_is_better else value <= self.value):
+            self.worse += 1
+            return False
+        self.value, self.step, self.worse, self.figures = value, step, 0, evaluation.summary()
+        return True
+
+    @property
+    def stops(self) -> bool:
+        """Whether it is time to give up."""
+        return self.patience is not None and self.worse >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("value", "step", "worse", "figures")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.step, self.worse = state["value"], state["step"], state["worse"]
+        self.figures = state["figures"]
