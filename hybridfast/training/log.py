@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import sys
 import time
@@ -151,10 +150,6 @@ class Log:
         self.sums.clear()
         self.bar.set_postfix_str(f"loss {figures['loss']:.4f}, {figures['pairs_per_second']:,.0f} pairs/s")
         self.write(figures)
-
-    def validation(self, figures: Figures) -> None:
-        """A line of a validation's figures."""
-        self.write({f"validation/{name}": value for name, value in figures.items() if not math.isnan(value)})
 
     def write(self, figures: Figures) -> None:
         """A line of figures at the present step, to log.jsonl and the trackers."""

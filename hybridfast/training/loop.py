@@ -15,7 +15,6 @@ from torch import Tensor
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.infonce.loss import info_nce
 from hybridfast.training import checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
@@ -90,6 +89,25 @@ def train(
     temperature = config.temperature or (0.05 if cosine else 1.0)
     # Prefixes that are good embeddings themselves: Kusupati et al., 2022. None: the whole.
     dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
+
+    def loss_of(
+        queries_QD: Tensor, passages_ND: Tensor, query_groups: Tensor, passage_groups: Tensor
+    ) -> Tensor:
+        total = sum(
+            info_nce(
+                queries_QD if dim is None else queries_QD[:, :dim],
+                passages_ND if dim is None else passages_ND[:, :dim],
+                temperature,
+                query_groups=query_groups,
+                passage_groups=passage_groups,
+                in_batch=config.in_batch,
+                bidirectional=config.bidirectional,
+                normalize=cosine,
+            )
+            for dim in dims
+        )
+        return total / len(dims)
+
     average = Average(parameters, config.ema_decay)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
@@ -131,19 +149,7 @@ def train(
                 queries_QD, passages_ND = chunks.embed(batch)
                 log.clock.lap("encoder")
                 query_groups, passage_groups = _groups(batch, device)
-                loss = sum(
-                    info_nce(
-                        queries_QD if dim is None else queries_QD[:, :dim],
-                        passages_ND if dim is None else passages_ND[:, :dim],
-                        temperature,
-                        query_groups=query_groups,
-                        passage_groups=passage_groups,
-                        in_batch=config.in_batch,
-                        bidirectional=config.bidirectional,
-                        normalize=cosine,
-                    )
-                    for dim in dims
-                ) / len(dims)
+                loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups)
             told = _Told(loss)
             log.clock.lap("loss")
             loss.backward()
@@ -164,19 +170,15 @@ def train(
             log.clock.lap("optimizer")
             is_best = False
             if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
-                with average.in_place():
-                    evaluation = _validate(validation, model, chunks, config, step)
-                if evaluation:
-                    is_best = best.add(evaluation, step)
-                    log.validation(evaluation.summary())
+                with average.in_place(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                    validated = validation.of(model, chunks, loss_of if config.in_batch else None)
+                is_best = best.add(validated, step)
+                log.write({f"validation/{name}": value for name, value in validated.items()})
                 log.clock.lap("evaluation")
             is_last = step == max_steps or best.stops
             log.line(is_last)
-            if (
-                is_best
-                or interrupts.asked
-                or (config.save_steps and (step % config.save_steps == 0 or is_last))
-            ):
+            saves = config.save_steps and (step % config.save_steps == 0 or is_last)
+            if saves or is_best or interrupts.asked:
                 state = {part: holder.state_dict() for part, holder in stateful.items()}
                 checkpoints.save(step, {"run": this, **state})
                 log.clock.lap("saving")
@@ -189,20 +191,7 @@ def train(
         _restore(folder / f"checkpoint-{best.step}", stateful)
     average.take_over()
     model.eval()
-    left_behind = {"best_step": best.step, "validation": best.figures}
-    return log.summary() | {name: value for name, value in left_behind.items() if value is not None}
-
-
-def _validate(
-    validation: Validation, model: SentenceTransformer, chunks: Chunks, config: TrainConfig, step: int
-) -> Evaluation | None:
-    """None, and a warning, where embeddings are not finite; the next step's loss will not be either."""
-    try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
-            return validation.evaluate(model, chunks)
-    except ValueError as error:
-        warnings.warn(f"validation after step {step}: {error}", stacklevel=3)
-        return None
+    return log.summary() | best.summary()
 
 
 def _restore(path: Path, stateful: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Project:
         print(_reading(model, self.tokens))
         self.validation: Validation | None = None
         if held_out:
-            self.validation = Validation(held_out, embedding.sides(model, self.tokens))
+            self.validation = Validation(held_out, embedding.sides(model, self.tokens), config.batch_size)
             print(
                 f"Validation every {config.eval_steps:,} steps: {len(held_out.queries):,} queries, "
                 f"{len(held_out.passages):,} passages of {held_out.name}"

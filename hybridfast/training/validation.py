@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,10 @@ from hybridfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+LossOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Pair = tuple[int, int, int]  # query, gold, group
+Batch = tuple[Tensor, ...]  # the same, (B,) each
 
 __all__ = ["Best", "Validation", "figures_of", "hold_out"]
 
@@ -86,18 +92,18 @@ def _check_metric(eval_set: EvalSet, metric: str | None) -> None:
     )
     figures = figures_of(evaluate_embeddings(eval_set, queries_Q1, passages_N1))
     if metric not in figures:
-        raise ValueError(f"metric_for_best_model must be one of {', '.join(figures)}, got {metric!r}")
-    if math.isnan(figures[metric]):
         raise ValueError(
-            f"metric_for_best_model {metric!r} is not defined on {eval_set.name}: no query counts"
+            f"metric_for_best_model must be one of those defined on {eval_set.name}, {', '.join(figures)}; "
+            f"got {metric!r}"
         )
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, float]:
-    """Every figure that can be asked for, by the name that the tables have for it."""
+    """Every figure that is defined on a set, by the name that the tables have for it."""
     pools = {"mono": evaluation.mono, "cross": evaluation.cross, "multi": evaluation.multi}
     every = {f"{measure} {pool}": of(measure) for measure in evaluation.pairs for pool, of in pools.items()}
-    return evaluation.summary() | every
+    figures = {**evaluation.summary(), **every}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 class Validation:
@@ -105,30 +111,76 @@ class Validation:
 
     Args:
         sides: of a model that reads as all of them do.
+        batch_size: pairs of a batch, for losses.
     """
 
-    def __init__(self, eval_set: EvalSet, sides: tuple[Side, Side]) -> None:
+    def __init__(self, eval_set: EvalSet, sides: tuple[Side, Side], batch_size: int) -> None:
         self.eval_set = eval_set
+        self.batches = _batches(eval_set, batch_size)
         texts = (eval_set.queries, eval_set.passages)
         self.ids = [
             (torch.from_numpy(ids_T).long(), torch.from_numpy(lengths_B))
             for ids_T, lengths_B in (side.ids(those) for side, those in zip(sides, texts, strict=True))
         ]
 
-    def evaluate(self, model: SentenceTransformer, chunks: Chunks) -> Evaluation:
-        """The figures of a model, which is left in training mode.
+    def of(self, model: SentenceTransformer, chunks: Chunks, loss: LossOf | None = None) -> dict[str, float]:
+        """The figures of a model, which is left in training mode; none, and a warning, if it embeds NaN.
 
         Args:
             chunks: of this model; says how much is embedded at once.
+            loss: of embeddings and what they are masked by. Adds ``loss mono`` and ``loss cross``: of every
+                query with an answer in its language and in another, in batches of one kind.
         """
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             queries_QD, passages_ND = (
                 _embed(model, side, ids_T, lengths_B, chunks)
                 for side, (ids_T, lengths_B) in zip(chunks.sides, self.ids, strict=True)
             )
+            losses = {
+                f"loss {kind}": _mean_loss(loss, queries_QD, passages_ND, batches)
+                for kind, batches in self.batches.items()
+                if loss and batches
+            }
         model.train()
-        return rank(model, self.eval_set, queries_QD, passages_ND)
+        try:
+            return figures_of(rank(model, self.eval_set, queries_QD, passages_ND)) | losses
+        except ValueError as error:  # not finite: nor will the next step's loss be, which ends the run
+            warnings.warn(f"validation: {error}", stacklevel=2)
+            return {}
+
+
+def _batches(eval_set: EvalSet, batch_size: int) -> dict[str, list[Batch]]:
+    """Pairs of queries and golds: mono batches of one language each, cross ones of all."""
+    shuffled_Q = np.random.default_rng(0).permutation(len(eval_set.queries))
+    pairs: dict[str, list[Pair]] = {"mono": [], "cross": []}
+    for query in shuffled_Q.tolist():
+        golds = eval_set.gold_indices[slice(*eval_set.gold_indptr[query : query + 2])].tolist()
+        language = eval_set.query_languages[query]
+        own = [gold for gold in golds if eval_set.passage_languages[gold] == language]
+        others = [gold for gold in golds if eval_set.passage_languages[gold] != language]
+        # Queries with a gold in common are translations of one another: no negatives.
+        pairs["mono"] += [(query, own[0], golds[0])] if own else []
+        pairs["cross"] += [(query, others[query % len(others)], golds[0])] if others else []
+    by_language: dict[str, list[Pair]] = {}
+    for pair in pairs["mono"]:
+        by_language.setdefault(eval_set.query_languages[pair[0]], []).append(pair)
+    return {"mono": _cut([*by_language.values()], batch_size), "cross": _cut([pairs["cross"]], batch_size)}
+
+
+def _cut(kinds: list[list[Pair]], batch_size: int) -> list[Batch]:
+    """Batches of pairs of one kind; of a single pair, whose loss is 0, none."""
+    cuts = [kind[at : at + batch_size] for kind in kinds for at in range(0, len(kind), batch_size)]
+    return [torch.tensor(pairs).unbind(1) for pairs in cuts if len(pairs) > 1]
+
+
+def _mean_loss(loss: LossOf, queries_QD: Tensor, passages_ND: Tensor, batches: list[Batch]) -> float:
+    total, count = 0.0, 0
+    for batch in batches:
+        query_B, gold_B, group_B = (rows_B.to(queries_QD.device) for rows_B in batch)
+        total += len(query_B) * float(loss(queries_QD[query_B], passages_ND[gold_B], group_B, group_B))
+        count += len(query_B)
+    return total / count
 
 
 def _embed(
@@ -165,25 +217,33 @@ class Best:
         self.value: float | None = None
         self.step: int | None = None
         self.worse = 0
-        self.figures: dict[str, float] | None = None
+        self.figures: dict[str, float] = {}
 
-    def add(self, evaluation: Evaluation, step: int) -> bool:
+    def add(self, figures: dict[str, float], step: int) -> bool:
         """Whether this one is the best."""
         if self.metric is None:
-            self.figures = evaluation.summary()
+            self.figures = figures
             return False
-        value = figures_of(evaluation)[self.metric]
+        value = figures.get(self.metric)
         lower_is_better = "distance" in self.metric
-        if self.value is not None and (value >= self.value if lower_is_better else value <= self.value):
+        if value is None or (
+            self.value is not None and (value >= self.value if lower_is_better else value <= self.value)
+        ):
             self.worse += 1
             return False
-        self.value, self.step, self.worse, self.figures = value, step, 0, evaluation.summary()
+        self.value, self.step, self.worse, self.figures = value, step, 0, figures
         return True
 
     @property
     def stops(self) -> bool:
         """Whether it is time to give up."""
         return self.patience is not None and self.worse >= self.patience
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the model that is left, and its step if one was chosen."""
+        if not self.figures:
+            return {}
+        return {"validation": self.figures} | ({"best_step": self.step} if self.step else {})
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("value", "step", "worse", "figures")}

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridfast import train
+from hybridfast import info_nce, train
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.evaluation import rows
-from hybridfast.evaluation.encode import evaluate
+from hybridfast.evaluation.encode import encode, evaluate
+from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.training import loop
 from hybridfast.training.checkpoint import Checkpoints
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.validation import Validation, hold_out
+from hybridfast.training.validation import Validation, figures_of, hold_out
 
 WORDS = [
     {"id": str(i), "lang": lang, "query": f"{stem}{i}", "passage": f"{stem}{i} {stem}"}
@@ -61,6 +62,10 @@ def test_a_share_of_the_ids_in_all_languages() -> None:
     assert len(ids(hold_out(corpus, TrainConfig(eval_steps=5, validation_split=0.001))[0])) == 59
 
 
+def golds(eval_set: EvalSet, query: int) -> list[int]:
+    return eval_set.gold_indices[eval_set.gold_indptr[query] : eval_set.gold_indptr[query + 1]].tolist()
+
+
 @pytest.mark.parametrize("kind", ["static", "tiny"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_figures_are_those_of_evaluate(tiny_xlm_r: Path, kind: str, similarity: str) -> None:
@@ -86,12 +91,47 @@ def test_figures_are_those_of_evaluate(tiny_xlm_r: Path, kind: str, similarity: 
     tokens = embedding.tokenize(model, rows_, progress=False)
     sides = embedding.sides(model, tokens)
     dev = rows.from_corpus(rows_)
-    validation = Validation(dev, sides)
+    validation = Validation(dev, sides, 8)
     model.train()
     # So few places that most texts are a chunk of their own.
-    got = validation.evaluate(model, Chunks(model, sides, tokens_per_chunk=16))
+    chunks = Chunks(model, sides, tokens_per_chunk=16)
+    got = validation.of(model, chunks)
     assert model.training
-    assert got.to_dict() == evaluate(model, dev, progress=False).to_dict()
+    assert got == figures_of(evaluate(model, dev, progress=False))
+
+    # Losses by hand, of all pairs in one batch: one for each language, and one of both.
+    def loss(queries, passages, query_groups, passage_groups):
+        sizes.append(len(queries))
+        return info_nce(
+            queries.double(), passages.double(), 0.1, query_groups=query_groups, passage_groups=passage_groups
+        )
+
+    sizes: list[int] = []
+    losses = Validation(dev, sides, 1000).of(model, chunks, loss)
+    assert sizes == [20, 20, 40]
+    queries, passages = (
+        torch.nn.functional.normalize(rows.double(), dim=1)
+        for rows in encode(model, dev.queries, dev.passages, batch_size=64, progress=False)
+    )
+    scores_QN = queries @ passages.T / 0.1
+    for kind in ("mono", "cross"):
+        each = []
+        for query, language in enumerate(dev.query_languages):
+            answers = [
+                row
+                for row in golds(dev, query)
+                if (dev.passage_languages[row] == language) == (kind == "mono")
+            ]
+            negatives = [
+                row
+                for row in range(len(dev.passages))
+                if row not in golds(dev, query)
+                and (kind == "cross" or dev.passage_languages[row] == language)
+            ]
+            assert len(answers) == 1
+            logits = scores_QN[query, answers + negatives]
+            each.append(-logits.log_softmax(0)[0].item())
+        assert losses[f"loss {kind}"] == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
 def runner(tmp_path: Path, **settings) -> Callable[..., dict]:
@@ -102,11 +142,11 @@ def runner(tmp_path: Path, **settings) -> Callable[..., dict]:
     model = loading.build_static(loading.train_tokenizer(training.texts(), 200), 8)
     tokens = embedding.tokenize(model, training, progress=False)
     assert dev is not None
-    validation = Validation(dev, embedding.sides(model, tokens))
+    validation = Validation(dev, embedding.sides(model, tokens), 16)
 
     def run(**options) -> dict:
         figures = loop.train(model, tokens, config, folder=tmp_path, validation=validation, **options)
-        return figures | {"after": evaluate(model, dev, progress=False).summary()}
+        return figures | {"after": figures_of(evaluate(model, dev, progress=False))}
 
     return run
 
@@ -128,7 +168,9 @@ def test_the_best_model_is_left(tmp_path: Path, metric: str, ema: float) -> None
     assert step < 24  # else nothing is shown
     assert figures["best_step"] == step
     assert figures["validation"][metric] == value
-    assert figures["after"] == pytest.approx(figures["validation"])
+    assert figures["after"] == pytest.approx(
+        {name: value for name, value in figures["validation"].items() if "loss" not in name}
+    )
     assert figures["time/evaluation"] > 0
 
 
@@ -152,7 +194,7 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_to_the_same_end(
     steps, info_nce = [0], loop.info_nce
 
     def failing(*args, **options):
-        steps[0] += 1
+        steps[0] += torch.is_grad_enabled()  # not of a validation
         if steps[0] == whole["best_step"] + 5:
             raise RuntimeError("power cut")
         return info_nce(*args, **options)
@@ -208,12 +250,12 @@ def test_a_command_that_validates(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--eval_steps", "5", "--validation_dataset", "squad"], "got 'squad'"),
         (
             ["--eval_steps", "5", "--validation_split", "0.1", "--metric_for_best_model", "mAP"],
-            "metric_for_best_model must be one of mAP mono, mAP cross, mAP multi",
+            "metric_for_best_model must be one of those defined on pairs.jsonl, mAP mono, mAP cross",
         ),
         (
             *(
                 ["--eval_steps", "5", "--validation_split", "0.1", "--metric_for_best_model", "mAP cross"],
-                "metric_for_best_model 'mAP cross' is not defined on pairs.jsonl: no query counts",
+                "metric_for_best_model must be one of those defined on pairs.jsonl, mAP mono, mAP multi",
             ),
         ),
         (["--validation_split", "0.1"], "validation_split 0.1 needs eval_steps"),
