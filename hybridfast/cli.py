@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ __all__ = [
     "Output",
     "check_output_folder",
     "fail",
+    "lasting_folder",
     "next_free",
     "output_folder",
     "parse",
@@ -197,6 +199,28 @@ def output_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
             print(f"{type(error).__name__}: what there was by then is in {output.path}", file=sys.stderr)
         raise
     output.path = _named(output.folder, path)
+
+
+@contextmanager
+def lasting_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
+    """A folder that is there at once and stays, however the block ends: for what can be gone on with.
+
+    A process that finds another one at work in it ends in one line.
+    """
+    path = Path(folder)
+    with usage_errors():
+        os.makedirs(path, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"output_dir {path} is being written by another process")
+        except OSError:  # a file system without locks
+            pass
+        yield Output(path, path, keep=True)
+    finally:
+        os.close(lock)
 
 
 def _named(folder: Path, path: Path) -> Path:

@@ -12,26 +12,44 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hybridfast import cli
 from hybridfast.evaluation import table
-from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.training import checkpoint, curves
+from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.interrupts import Interrupted
+from hybridfast.training.log import check_trackers
 from hybridfast.training.loop import LossNotFinite, train
-from hybridfast.training.project import Project, batch_type
+from hybridfast.training.project import Project, batch_type, runs_of
+from hybridfast.training.record import Record, check_same, identity, is_fresh
 from hybridfast.training.rehearsal import rehearse
 from hybridfast.training.saving import save_model, save_results
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
 
+Summaries = dict[str, list[dict[str, float]]]
+
 
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
+    argv = sys.argv[1:] if argv is None else argv
     config = cli.parse(TrainConfig, "python -m hybridfast.train", __doc__ or "", argv)
+    runs = {_title(config, name, run): (name, run) for name, run in runs_of(config)}
     with cli.usage_errors():
-        name = "compare" if config.compare else batch_type(config.alpha)
-        output_dir = cli.check_output_folder(config.output_dir or cli.next_free(name))
+        check_trackers(config.report_to or [])
+        output_dir, record = _place(config)
+        if record and set(runs) <= set(record.complete):
+            print(f"{output_dir} is complete: nothing is left to do")
+            return
         project = Project(config)
         if config.dry_run:
             try:
@@ -39,48 +57,167 @@ def main(argv: list[str] | None = None) -> None:
             except LossNotFinite as error:
                 cli.fail(str(error))
             return
-    summaries: dict[str, list[dict[str, float]]] = {}
-    runs = list(project.runs())
-    with cli.output_folder(output_dir) as output:
-        if config.eval_before:
+        this = Record.of(config, project.tokens)
+        if record:
+            record.check(this, output_dir)
+        record = record or this
+        given = _given_checkpoint(config, project)
+    lasting = config.save_steps is not None or config.resume_from_checkpoint is not None
+    summaries: Summaries = {}
+    stopped: str | None = None
+    with (cli.lasting_folder if lasting else cli.output_folder)(output_dir) as output:
+        if lasting:
+            record.write(output.folder)
+        if config.eval_before and record.untrained is None:
             with cli.usage_errors():
                 untrained = project.evaluate(project.new_model(config.seed))
-            _add(summaries, "untrained", untrained, output.folder)
-        for name, run in runs:
-            title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
+            record.untrained = untrained.summary() if untrained else None
+        _add(summaries, "untrained", record.untrained, output.folder)
+        for title, (name, run) in runs.items():
             folder, there = output.folder, output.path
             if len(runs) > 1:
                 folder, there = folder / title, there / title
-            model = project.new_model(run.seed)
-            try:
-                training = train(model, project.tokens, run, name=title)
-            except LossNotFinite as error:
-                if error.step == 1:  # nothing was trained, in this run
-                    cli.fail(f"{title}: {error}")
-                save_model(folder, model, run)
-                output.keep = True
-                cli.fail(f"{title}: {error}; the model as it was before is in {there}")
-            save_model(folder, model, run)
+            if title in record.complete:
+                _add(summaries, name, _summary(folder), output.folder)
+                continue
+            with _no_half_run(folder, lasting):
+                state = given if given or not lasting else _newest(folder)
+                model = project.new_model(run.seed)
+                if state:
+                    _bring_the_best(state, config, folder)
+                    print(f"{title}: goes on after step {state['log']['step']:,}")
+                try:
+                    training = train(
+                        model,
+                        project.tokens,
+                        run,
+                        name=title,
+                        folder=folder,
+                        validation=project.validation,
+                        resume=state,
+                    )
+                except LossNotFinite as error:
+                    if error.step == 1:  # nothing was trained, in this run
+                        cli.fail(f"{title}: {error}")
+                    save_model(folder, model, run)
+                    output.keep = True
+                    cli.fail(f"{title}: {error}; the model as it was before is in {there}")
+                except Interrupted as error:
+                    if not error.saved:
+                        cli.fail(f"{title}: {error}, and it could not be saved; see the warning")
+                    stopped = f"{title}: {error}"
+                    output.keep = True
+                    record.write(output.folder)
+                    break
+                try:
+                    save_model(folder, model, run)
+                except OSError as error:
+                    if not lasting:
+                        raise
+                    cli.fail(f"{title}: the model could not be saved: {error}; the last checkpoint remains")
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
             save_results(folder, run, training, None)
+            curves.draw(folder / "log.jsonl", folder / "curves.png")
             try:
                 evaluation = project.evaluate(model)
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
-            _add(summaries, name, evaluation, output.folder)
+            _add(summaries, name, evaluation.summary() if evaluation else None, output.folder)
             save_results(folder, run, training, evaluation)
+            if lasting:
+                record.complete.append(title)
+                record.write(output.folder)
+            if config.save_steps is None:
+                Checkpoints(folder).remove_all()
+    if stopped:
+        _leave(stopped, argv, config, output.path)
     if project.eval_set is not None:
         print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
         print(table.table(summaries))
     _closing_words(config, output.path, several=len(runs) > 1)
 
 
-def _add(
-    summaries: dict[str, list[dict[str, float]]], name: str, evaluation: Evaluation | None, folder: Path
-) -> None:
+def _title(config: TrainConfig, name: str, run: TrainConfig) -> str:
+    return name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
+
+
+def _place(config: TrainConfig) -> tuple[Path, Record | None]:
+    """The output folder, and what it says of the runs in it; ValueError where they are of other settings."""
+    name = "compare" if config.compare else batch_type(config.alpha)
+    path = Path(config.output_dir or cli.next_free(name))
+    if config.resume_from_checkpoint == "auto":
+        if record := Record.read(path):
+            record.check(Record.of(config), path)
+            return path, record
+        is_fresh(path)
+    return cli.check_output_folder(path), None
+
+
+def _given_checkpoint(config: TrainConfig, project: Project) -> State | None:
+    """The one that is asked for by its path."""
+    path = config.resume_from_checkpoint
+    if path in (None, "auto"):
+        return None
+    state = checkpoint.read(Path(path))
+    check_same(state["run"], identity(config, project.tokens), f"resume_from_checkpoint {path}")
+    return state
+
+
+def _bring_the_best(state: State, config: TrainConfig, folder: Path) -> None:
+    """The best checkpoint into the run's folder, where it goes on from another one's."""
+    if (step := state["best"]["step"]) is None or config.resume_from_checkpoint in (None, "auto"):
+        return
+    best = Path(str(config.resume_from_checkpoint)).absolute().with_name(f"checkpoint-{step}")
+    with cli.usage_errors():
+        checkpoint.write(folder / best.name, checkpoint.read(best))
+
+
+def _newest(folder: Path) -> State | None:
+    """Where a run that has begun in this folder goes on."""
+    if not folder.is_dir():
+        return None
+    checkpoints = Checkpoints(folder)
+    checkpoints.clean()
+    return checkpoints.newest()
+
+
+@contextmanager
+def _no_half_run(folder: Path, lasting: bool) -> Iterator[None]:
+    """A run that ends without model or checkpoint leaves no folder, unless it may be gone on with."""
+    try:
+        yield
+    except BaseException:
+        if not lasting and not (folder / "modules.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _leave(stopped: str, argv: list[str], config: TrainConfig, output_dir: Path) -> NoReturn:
+    """Say how to go on, and end well."""
+    words = ["python", "-m", "hybridfast.train", *argv]
+    if config.output_dir != str(output_dir):
+        words += ["--output_dir", str(output_dir)]
+    if config.resume_from_checkpoint != "auto":
+        words += ["--resume_from_checkpoint", "auto"]
+    print(f"{stopped}; to go on: {shlex.join(words)}")
+    raise SystemExit(0)
+
+
+def _summary(folder: Path) -> dict[str, float] | None:
+    """The figures of a run that is complete."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if "evaluation" not in metrics:
+        return None
+    return {
+        name: float("nan") if value is None else value
+        for name, value in metrics["evaluation"]["summary"].items()
+    }
+
+
+def _add(summaries: Summaries, name: str, summary: dict[str, float] | None, folder: Path) -> None:
     """One more evaluation in the table, which is written anew: the next run may fail."""
-    if evaluation:
-        summaries.setdefault(name, []).append(evaluation.summary())
+    if summary:
+        summaries.setdefault(name, []).append(summary)
         (folder / "results.md").write_text(table.table(summaries) + "\n", encoding="utf-8")
 
 

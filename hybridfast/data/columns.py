@@ -21,6 +21,7 @@ class Version(NamedTuple):
     passage: str
     negatives: list[str]
     source: str | None  # None where the row names none
+    split: str = "train"  # or dev, test
 
 
 def version(row: Any, language: str | None, place: str, *, id_needed: bool) -> Version:
@@ -54,15 +55,22 @@ def version(row: Any, language: str | None, place: str, *, id_needed: bool) -> V
         _column(row, "positive" if anchored else "passage"),
         _negatives(row),
         None if _is_missing(source) else _text(source, "source"),
+        _split(row.get("split")),
     )
 
 
-READ = {"id", "lang", "query", "passage", "anchor", "positive", "source", "negatives"}
+READ = {"id", "lang", "query", "passage", "anchor", "positive", "source", "split", "negatives"}
 
 
 def is_read(name: str) -> bool:
     """Whether a version has anything from a column of that name."""
     return name in READ or bool(_negative_columns((name,)))
+
+
+def _split(value: Any) -> str:
+    """What a row is for; whatever else a column of that name may say, it is for training."""
+    name = value.strip().lower() if isinstance(value, str) else ""
+    return "dev" if name in ("dev", "validation", "valid", "val") else "test" if name == "test" else "train"
 
 
 def language_tag(value: Any) -> str:

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("passage", pa.string()),
         ("negatives", pa.list_(pa.string())),
         ("source", pa.string()),
+        ("split", pa.string()),
     ]
 )
 CHUNK = 16_384  # rows validated at a time
@@ -48,7 +49,7 @@ class ParallelCorpus:
     """Parallel queries and passages as text.
 
     Args:
-        table: columns ``id, lang, query, passage, negatives, source``; one row a version, validated.
+        table: columns ``id, lang, query, passage, negatives, source, split``; one row a version, validated.
         name: what the corpus is called in messages.
 
     Use :meth:`load` or :meth:`from_rows`, which validate.
@@ -103,6 +104,7 @@ class ParallelCorpus:
         are en, zh-Hans. A row without ``source`` is of its file's: the file's name without a shard's number
         and without the language of all of its rows; where nothing is left, the folder's name. So a folder of
         ``de.jsonl`` and ``en.jsonl``, or of ``train-00000-of-00002.parquet`` and ``-00001-``, is one source.
+        ``split`` is dev (or validation, valid, val) or test of rows that a trainer leaves alone.
 
         Args:
             source: a file, a folder of such files or one written by ``Dataset.save_to_disk``; a Dataset,
@@ -190,11 +192,20 @@ class ParallelCorpus:
 
     @property
     def fingerprint(self) -> str:
-        """Names the data: every column of every row."""
+        """Names the data: every column of every row, but for the split."""
         digest = hashlib.blake2b(digest_size=16)
-        for batch in self.table.to_batches(max_chunksize=CHUNK):
+        for batch in self.table.drop_columns("split").to_batches(max_chunksize=CHUNK):
             digest.update(json.dumps(batch.to_pydict()).encode())
         return digest.hexdigest()
+
+    @property
+    def split_V(self) -> NDArray[np.str_]:
+        """What each row is for: train, dev or test."""
+        return self.table.column("split").to_numpy().astype(str)
+
+    def where(self, row_V: NDArray[np.bool_]) -> ParallelCorpus:
+        """The corpus of these rows alone."""
+        return ParallelCorpus(self.table.filter(pa.array(row_V)).combine_chunks(), self.name)
 
     def coverage(self) -> dict[str, int]:
         """How many groups exist in each language."""

@@ -90,16 +90,37 @@ def encode(
     except ValueError:
         return _encode_preprocessed(model, task, texts, batch_size, progress)
     ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
-    starts_B = lengths_B.cumsum(0) - lengths_B
-    places = len(ids_T) if side.flat else default_places(model.device)
-    chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=model.device.type == "cpu")
-    chunks = [part for rows in chunks for part in rows.split(batch_size)]
+    with _bar(texts, task, progress) as bar:
+        return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=bar.update)
+
+
+def encode_ids(
+    side: Side,
+    ids_T: Tensor,
+    lengths_B: Tensor,
+    *,
+    places: int | None = None,
+    batch_size: int | None = None,
+    told: Callable[[int], Any] = lambda texts: None,
+) -> Tensor:
+    """Embed texts given as ids, in the trainer's chunks: (texts, D) float32, where the model is.
+
+    Args:
+        places: of a chunk, at most; default as in training. Nor has it more than `batch_size` texts.
+        told: hears of how many texts each chunk had.
+    """
+    device, starts_B = side.model.device, lengths_B.cumsum(0) - lengths_B
+    if side.flat:  # tokens are all there is to a static encoder's texts: any cut will do
+        chunks = list(torch.arange(len(lengths_B)).split(STATIC_TEXTS))
+    else:
+        places = places or default_places(device)
+        chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=device.type == "cpu")
     parts: list[Tensor] = []
-    with torch.inference_mode(), _bar(texts, task, progress) as bar:
-        for rows in chunks:
+    with torch.inference_mode():
+        for rows in (part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))):
             parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
-            bar.update(len(rows))
-        return torch.cat(parts)[torch.argsort(torch.cat(chunks)).to(model.device)]
+            told(len(rows))
+        return torch.cat(parts)[torch.argsort(torch.cat(chunks)).to(device)]
 
 
 def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
@@ -132,6 +153,7 @@ def _bar(texts: Sequence[str], task: Task, progress: bool) -> tqdm[Any]:
 
 # --- token ids ---------------------------------------------------------------------------------------------
 
+STATIC_TEXTS = 8192  # of a static encoder at a time
 CHUNK = 1024  # texts tokenized at a time, of like length, since they come padded to their longest
 SAME = 1e-4  # of an embedding's norm: what kernels may differ by that see another padding
 

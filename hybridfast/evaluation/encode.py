@@ -16,7 +16,7 @@ from hybridfast.infonce.backends import TRITON
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["encode", "evaluate"]
+__all__ = ["encode", "evaluate", "rank"]
 
 
 def evaluate(
@@ -30,10 +30,23 @@ def evaluate(
     queries, passages = encode(
         model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
     )
+    return rank(model, eval_set, queries, passages)
+
+
+def rank(
+    model: SentenceTransformer, eval_set: EvalSet, queries: torch.Tensor, passages: torch.Tensor
+) -> Evaluation:
+    """The figures of a set that the model has embedded: (Q, D) and (N, D) float32, as :func:`encode` does.
+
+    Raises:
+        ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
+    """
     _check_finite("queries", eval_set.queries, queries)
     _check_finite("passages", eval_set.passages, passages)
     if similarity(model) == "cosine":
         queries, passages = normalize(queries, dim=-1), normalize(passages, dim=-1)
+    if not (TRITON and queries.device.type == passages.device.type == "cuda"):
+        queries, passages = queries.cpu(), passages.cpu()
     return evaluate_embeddings(eval_set, queries, passages)
 
 

@@ -44,7 +44,9 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
     text = json.dumps(_finite(metrics), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    unfinished = folder / ".metrics.json"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / "metrics.json")
     if evaluation:  # after the figures, which a picture that fails must not cost
         plots.heat_map(evaluation, folder / "language_pairs.png")
 

@@ -61,6 +61,7 @@ class Chunks:
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
+        self.encoded = 0  # places of this batch, padding counted; 0 of a static encoder
         self._unreached, self._warned = out_of_reach(model), False
 
     def embed(self, batch: Batch, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ class Chunks:
             parts = [(side, ids) for side, ids, _ in self._parts(batch)]
             both = embedding.embed_static(self.model, parts)
         else:
-            self.kept_bytes, self.recomputed = 0.0, 0
+            self.kept_bytes, self.recomputed, self.encoded = 0.0, 0, 0
             embeddings = [self._by_chunks(*part, step) for part in self._parts(batch)]
             both = torch.cat(embeddings[::-1]) if len(embeddings) > 1 else embeddings[0]
             self._warn_once()
@@ -131,6 +132,7 @@ class Chunks:
             return side.embed(ids_T, lengths_B, places_B, randomness=(self.seed, step))
 
         longest, places = int(lengths_B.max()), _places(side, lengths_B)
+        self.encoded += places
         if not torch.is_grad_enabled():
             return run()
         if not self.bytes_per_place or (not self.kept_bytes and longest > self.longest):

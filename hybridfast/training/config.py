@@ -23,6 +23,9 @@ class TrainConfig(ModelSettings):
         "tokens_per_chunk": "optimization",
         "save_dtype": "saved weights, new static encoder",
         "eval_dataset": "evaluation",
+        "eval_steps": "validation, while training",
+        "save_steps": "checkpoints",
+        "logging_steps": "log and model card",
         "dry_run": "runs",
     }
 
@@ -54,8 +57,8 @@ class TrainConfig(ModelSettings):
     )
     output_dir: str | None = setting(
         None,
-        "New folder for the model. Default: the next free runs/NAME-1, -2, ...; NAME is hybrid, mono, "
-        "cross or compare.",
+        "New folder for the model, or that of the run to go on with. Default: the next free runs/NAME-1, "
+        "-2, ...; NAME is hybrid, mono, cross or compare.",
     )
 
     alpha: float = setting(0.5, "Probability that a batch is monolingual; 0: always cross-lingual, 1: never.")
@@ -134,6 +137,47 @@ class TrainConfig(ModelSettings):
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
     eval_before: bool = setting(True, "Evaluate the untrained model too.")
 
+    eval_steps: int | None = setting(
+        None,
+        "Validate every so many steps and at the end: on rows whose column split says dev or "
+        "validation, or on what the next two settings say.",
+    )
+    validation_split: float = setting(
+        0.0, "Hold this share of the ids out of training, in all their languages, such as 0.02."
+    )
+    validation_dataset: str | None = setting(
+        None, "Validate on this instead: what eval_dataset takes; xquad-r is in eval_data_dir."
+    )
+    metric_for_best_model: str | None = setting(
+        None,
+        "Leave the model of the validation at which this was best, such as 'mAP multi', 'R@1 cross' or "
+        "'rank distance'. Default: the last step's.",
+    )
+    early_stopping_patience: int | None = setting(
+        None, "Stop after so many validations in a row without a better metric_for_best_model."
+    )
+
+    save_steps: int | None = setting(
+        None, "Write a checkpoint every so many steps and at the end. Default: only when interrupted."
+    )
+    save_total_limit: int | None = setting(2, "Keep the newest checkpoints, so many, and the best.")
+    resume_from_checkpoint: str | None = setting(
+        None,
+        "auto: go on with what is in output_dir, or begin there. So the same command line, given again "
+        "after whatever has ended it, ends with the model. Or a checkpoint's folder.",
+    )
+
+    logging_steps: int = setting(10, "Steps of a line in log.jsonl.")
+    report_to: list[str] | None = setting(
+        None, "Follow the run in tensorboard, wandb or both, too; they have to be installed. none: neither."
+    )
+    license: str | None = setting(None, "Of the model, for its card, as the hub names it: apache-2.0, ...")
+    push_to_hub: bool = setting(False, "Put what the run leaves on the Hugging Face hub.")
+    hub_model_id: str | None = setting(
+        None, "Its repository there: NAME or USER/NAME. Default: the name of output_dir."
+    )
+    hub_private_repo: bool = setting(False, "Make that repository private.")
+
     dry_run: bool = setting(
         False,
         "Show batches, tokens, padding, memory and the time a run will take, from a few steps; then stop.",
@@ -180,6 +224,16 @@ class TrainConfig(ModelSettings):
             ("dimension", self.dimension >= 1, ">= 1"),
             ("vocabulary_size", self.vocabulary_size >= 2, ">= 2"),
             ("eval_batch_size", self.eval_batch_size >= 1, ">= 1"),
+            ("eval_steps", self.eval_steps is None or self.eval_steps >= 1, ">= 1"),
+            ("validation_split", 0 <= self.validation_split < 1, "in [0, 1)"),
+            (
+                "early_stopping_patience",
+                self.early_stopping_patience is None or self.early_stopping_patience >= 1,
+                ">= 1",
+            ),
+            ("save_steps", self.save_steps is None or self.save_steps >= 1, ">= 1"),
+            ("save_total_limit", self.save_total_limit is None or self.save_total_limit >= 1, ">= 1"),
+            ("logging_steps", self.logging_steps >= 1, ">= 1"),
             ("num_seeds", self.num_seeds >= 1, ">= 1"),
             ("num_workers", self.num_workers >= 0, ">= 0"),
         ):
@@ -195,6 +249,18 @@ class TrainConfig(ModelSettings):
         if not self.in_batch and not self.negatives:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
+            )
+        if self.early_stopping_patience and not self.metric_for_best_model:
+            raise ValueError("early_stopping_patience needs metric_for_best_model, such as 'mAP multi'")
+        for name in ("validation_split", "validation_dataset", "metric_for_best_model"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} {getattr(self, name)} needs eval_steps")
+        if self.resume_from_checkpoint == "auto" and self.output_dir is None:
+            raise ValueError("resume_from_checkpoint auto needs output_dir, the folder to go on with")
+        if self.resume_from_checkpoint not in (None, "auto") and (self.compare or self.num_seeds > 1):
+            raise ValueError(
+                f"resume_from_checkpoint {self.resume_from_checkpoint} is of one run; for several it takes "
+                "auto"
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
             raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-import time
-from itertools import chain, count, islice
-from typing import TYPE_CHECKING
+import warnings
+from dataclasses import asdict
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.infonce.loss import info_nce
+from hybridfast.training import checkpoint
+from hybridfast.training.checkpoint import Checkpoints, State, Weights
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.interrupts import Interrupted, Interrupts
+from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
+from hybridfast.training.record import check_same, identity
+from hybridfast.training.validation import Best, Validation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -39,24 +46,36 @@ def train(
     config: TrainConfig,
     *,
     name: str = "train",
-) -> dict[str, float]:
+    folder: Path | None = None,
+    validation: Validation | None = None,
+    resume: State | None = None,
+) -> dict[str, Any]:
     """Train a model in place with the batches, the loss and the optimizer of ``config``.
 
     Args:
         model: its weights encode both sides.
         tokens: training data, as :func:`hybridfast.encoder.embedding.tokenize` makes it for this model.
         name: shown beside the progress bar.
+        folder: for ``log.jsonl`` and checkpoints. None: there are none, and signals do as always.
+        validation: what is looked at every ``eval_steps``; where there is a ``metric_for_best_model``, the
+            model that is left is the best one by it.
+        resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it.
 
     Returns:
-        steps, pairs, seconds, pairs_per_second, and the mean loss of the last 50 steps.
+        steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
+        line of ``log.jsonl`` has, and the validation of the model that is left.
 
     Raises:
         LossNotFinite: named by step and ids.
-        ValueError: the model has no weights to train, or reads texts in another way than the tokens say.
+        Interrupted: SIGTERM or Ctrl-C came; a checkpoint holds the last step.
+        ValueError: the model has no weights to train, or reads texts in another way than the tokens say; the
+            state to go on from is of other data or another model.
     """
     from transformers import get_scheduler
 
     device = model.device
+    if config.metric_for_best_model and folder is None:
+        raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
     parameters = trainable(model)
@@ -70,57 +89,131 @@ def train(
     temperature = config.temperature or (0.05 if cosine else 1.0)
     # Prefixes that are good embeddings themselves: Kusupati et al., 2022. None: the whole.
     dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
+
+    def loss_of(
+        queries_QD: Tensor, passages_ND: Tensor, query_groups: Tensor, passage_groups: Tensor
+    ) -> Tensor:
+        total = sum(
+            info_nce(
+                queries_QD if dim is None else queries_QD[:, :dim],
+                passages_ND if dim is None else passages_ND[:, :dim],
+                temperature,
+                query_groups=query_groups,
+                passage_groups=passage_groups,
+                in_batch=config.in_batch,
+                bidirectional=config.bidirectional,
+                normalize=cosine,
+            )
+            for dim in dims
+        )
+        return total / len(dims)
+
     average = Average(parameters, config.ema_decay)
-    losses: list[float] = []
+    best = Best(config.metric_for_best_model, config.early_stopping_patience)
+    log = Log(
+        folder,
+        device,
+        every=config.logging_steps,
+        max_steps=max_steps,
+        epoch=len(sampler),
+        constants={"temperature": temperature},
+        trackers=config.report_to or [],
+        settings=asdict(config),
+        name=name,
+    )
+    # All that a step changes. Random numbers are not among it: each step draws from a seed of its own.
+    stateful: dict[str, Any] = {
+        "model": Weights(model),
+        "optimizer": optimizer,
+        "schedule": scheduler,
+        "average": average,
+        "sampler": sampler,
+        "log": log,
+        "best": best,
+    }
+    this = identity(config, tokens)
+    if resume is not None:
+        check_same(resume["run"], this, "the checkpoint")
+        for part, holder in stateful.items():
+            holder.load_state_dict(resume[part])
+    checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
-    started = time.perf_counter()
-    with sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
-        batches = chain.from_iterable(map(sampler.epoch, count()))
-        for step, batch in enumerate(islice(batches, max_steps), start=1):
+    with sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
+        batches = chain.from_iterable(repeat(sampler))  # each time, the rest of the epoch
+        left = 0 if best.stops else max_steps - log.step
+        for step, batch in enumerate(islice(batches, left), start=log.step + 1):
+            log.clock.lap("data")
+            torch.manual_seed(_seed_of(config.seed, step))
             # Around the loss too, whose products take autocast's dtype.
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 queries_QD, passages_ND = chunks.embed(batch, step)
+                log.clock.lap("encoder")
                 query_groups, passage_groups = _groups(batch, device)
-                loss = sum(
-                    info_nce(
-                        queries_QD if dim is None else queries_QD[:, :dim],
-                        passages_ND if dim is None else passages_ND[:, :dim],
-                        temperature,
-                        query_groups=query_groups,
-                        passage_groups=passage_groups,
-                        in_batch=config.in_batch,
-                        bidirectional=config.bidirectional,
-                        normalize=cosine,
-                    )
-                    for dim in dims
-                ) / len(dims)
+                loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups)
             told = _Told(loss)
+            log.clock.lap("loss")
             loss.backward()
+            log.clock.lap("backward")
+            norm = None
             if config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
-            losses = [*losses[-49:], told.value()]
-            if not math.isfinite(losses[-1]):
-                raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens), step)
+            value = told.value()
+            if not math.isfinite(value):
+                raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
+            rate = max(scheduler.get_last_lr())
             optimizer.step()
             average.add()
             scheduler.step()
             optimizer.zero_grad()
-            bar.update()
-            if step % 10 == 0 or step == max_steps:
-                pairs_per_second = step * config.batch_size / (time.perf_counter() - started)
-                mean = sum(losses) / len(losses)
-                bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s")
-    seconds = time.perf_counter() - started
+            log.add(batch, value, norm, rate, chunks.encoded)
+            log.clock.lap("optimizer")
+            is_best = False
+            if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
+                with average.in_place(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                    validated = validation.of(model, chunks, loss_of if config.in_batch else None)
+                is_best = best.add(validated, step)
+                log.write({f"validation/{name}": value for name, value in validated.items()})
+                log.clock.lap("evaluation")
+            is_last = step == max_steps or best.stops
+            log.line(is_last)
+            saves = config.save_steps and (step % config.save_steps == 0 or is_last)
+            if saves or is_best or interrupts.asked:
+                state = {part: holder.state_dict() for part, holder in stateful.items()}
+                checkpoints.save(step, {"run": this, **state})
+                log.clock.lap("saving")
+            checkpoints.look()
+            if interrupts.asked:
+                raise Interrupted(step, max_steps, saved=checkpoints.wait())
+            if best.stops:
+                break
+    if folder and best.step not in (None, log.step):
+        _restore(folder / f"checkpoint-{best.step}", stateful)
     average.take_over()
     model.eval()
-    return {
-        "steps": max_steps,
-        "pairs": max_steps * config.batch_size,
-        "seconds": round(seconds, 3),
-        "pairs_per_second": round(max_steps * config.batch_size / seconds, 1),
-        "loss": sum(losses) / len(losses),
-    }
+    return log.summary() | best.summary()
+
+
+def _restore(path: Path, stateful: dict[str, Any]) -> None:
+    """The weights of the best step."""
+    try:
+        state = checkpoint.read(path)
+    except (checkpoint.Damaged, FileNotFoundError) as error:
+        warnings.warn(f"{error}; the model is the last step's, not the best", stacklevel=3)
+        return
+    for part in ("model", "average"):
+        stateful[part].load_state_dict(state[part])
+
+
+def _seed_of(seed: int, step: int) -> int:
+    """64 bits of one step of one run: what splitmix64 makes of both (Steele, Lea and Flood, 2014)."""
+    mixed = 0
+    for word in (seed, step):  # one after the other: their sum is the same for other seeds and steps
+        mixed = (mixed + word + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed
 
 
 def steps_of(config: TrainConfig, sampler: HybridSampler) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,6 +110,31 @@ class Average:
         """Put the means in the place of the weights."""
         for parameter, mean in zip(self.parameters, self.means, strict=False):  # no means without a decay
             parameter.copy_(mean)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The means are the weights meanwhile."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, mean in zip(self.parameters, self.means, strict=False):
+            last = parameter.detach().clone()
+            parameter.copy_(mean)
+            mean.copy_(last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "means": self.means}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for mean, saved in zip(self.means, state["means"], strict=True):
+            mean.copy_(saved)
 
 
 def _layer(name: str) -> int | None:

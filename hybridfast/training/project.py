@@ -20,11 +20,12 @@ from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.optimizer import freeze, trainable
+from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Project", "batch_type"]
+__all__ = ["Project", "batch_type", "runs_of"]
 
 PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of their own
 
@@ -34,8 +35,11 @@ class Project:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.corpus = _load_corpus(config)
-        print(self.corpus)
+        everything = _load_corpus(config)
+        print(everything)
+        self.corpus, held_out = hold_out(everything, config)
+        if len(self.corpus) < len(everything):
+            print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
         hard_negatives = _hard_negatives(self.corpus)
         if config.negatives and not hard_negatives:
             raise ValueError(
@@ -58,6 +62,13 @@ class Project:
             )
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
+        self.validation: Validation | None = None
+        if held_out:
+            self.validation = Validation(held_out, embedding.sides(model, self.tokens), config.batch_size)
+            print(
+                f"Validation every {config.eval_steps:,} steps: {len(held_out.queries):,} queries, "
+                f"{len(held_out.passages):,} passages of {held_out.name}"
+            )
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -79,12 +90,7 @@ class Project:
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
         """Name and settings of every run; runs of one name differ in their seeds alone."""
-        named = {batch_type(self.config.alpha): self.config.alpha}
-        if self.config.compare:
-            named = {"mono": 1.0, "cross": 0.0, "hybrid": self.config.alpha}
-        for name, alpha in named.items():
-            for seed in range(self.config.seed, self.config.seed + self.config.num_seeds):
-                yield name, replace(self.config, alpha=alpha, seed=seed)
+        return runs_of(self.config)
 
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
         """The held-out figures of a model; None without an evaluation set."""
@@ -118,6 +124,16 @@ def _reading(model: SentenceTransformer, tokens: TokenizedCorpus) -> str:
     if tokens.negatives_left_out:
         lines.append(f"Left out: {tokens.negatives_left_out:,} hard negatives equal to a passage of their id")
     return "\n".join(lines)
+
+
+def runs_of(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+    """Name and settings of every run; runs of one name differ in their seeds alone."""
+    named = {batch_type(config.alpha): config.alpha}
+    if config.compare:
+        named = {"mono": 1.0, "cross": 0.0, "hybrid": config.alpha}
+    for name, alpha in named.items():
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            yield name, replace(config, alpha=alpha, seed=seed)
 
 
 def batch_type(alpha: float) -> str:

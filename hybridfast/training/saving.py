@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,9 @@ def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) ->
             os.replace(whole, folder)
             return
         for file in whole.iterdir():
-            os.replace(file, folder / file.name)
+            if (old := folder / file.name).is_dir():  # a module's, from a run that ended before it was done
+                shutil.rmtree(old)
+            os.replace(file, old)
 
 
 def save_results(
@@ -49,5 +52,6 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     """What repeats this one run."""
     # Without the folder, which is taken: a repetition gets a new one.
     own = {**asdict(config), "output_dir": None, "compare": False, "dry_run": False, "num_seeds": 1}
+    own |= {"resume_from_checkpoint": None, "push_to_hub": False}
     # JSON in a string, as the flag takes it: a settings file holds no mappings.
     return own | {"model_kwargs": json.dumps(own["model_kwargs"]) if own["model_kwargs"] else None}
