@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Average", "freeze", "make_optimizer", "trainable"]
 
-STATIC_RATE, RATE = (
-    2e-2,
-    3e-5,
-)  # of a table of token embeddings, which a batch touches in few rows; of encoders
+# Of a table of token embeddings, which a batch touches in few rows; of encoders; of adapters, which want ten
+# times as much (Schulman et al., LoRA Without Regret, 2025).
+STATIC_RATE, RATE, LORA_RATE = 2e-2, 3e-5, 3e-4
 
 
 def freeze(model: SentenceTransformer, pattern: str | None) -> None:
@@ -55,13 +54,15 @@ def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.opt
     Embeddings have a rate of their own where the settings say so. With a decay of rates by layer, the last
     layer has the whole rate, the one before `layer_lr_decay` times as much, the embeddings the least.
     """
-    rate = config.learning_rate or (STATIC_RATE if is_static(model) else RATE)
+    default = STATIC_RATE if is_static(model) else RATE if config.lora_r is None else LORA_RATE
+    rate = config.learning_rate or default
     embeddings = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
         for parameter in module.parameters(recurse=False)
     }
+    embeddings |= {id(p) for name, p in model.named_parameters() if "lora_embedding_" in name}  # PEFT's
     depth = max(
         (layer for name, _ in model.named_parameters() if (layer := _layer(name)) is not None), default=-1
     )

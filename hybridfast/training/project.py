@@ -19,6 +19,7 @@ from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
+from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Project:
             )
         self.tokens = embedding.tokenize(model, self.corpus)
         print(_reading(model, self.tokens))
+        if self.adapters:
+            print(self.adapters)
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -72,6 +75,7 @@ class Project:
             config.apply(model, PROMPTS)
         else:
             model = config.load(PROMPTS).float()
+        self.adapters = add_lora(model, config)
         freeze(model, config.freeze)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
