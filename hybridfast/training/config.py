@@ -98,6 +98,11 @@ class TrainConfig(ModelSettings):
     embedding_learning_rate: float | None = setting(
         None, "Highest for word embeddings. Default: learning_rate's."
     )
+    sparse_embeddings: Literal["auto", "true", "false"] = setting(
+        "auto",
+        "Gradients of word embeddings for a batch's tokens alone; rows it does not touch are neither moved "
+        "nor decayed. auto: on a CPU, for static encoders, and tables ten times a batch's tokens.",
+    )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
     )

@@ -18,6 +18,7 @@ from hybridfast.infonce.loss import info_nce
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
+from hybridfast.training.sparse import SparseTables, clip_gradients
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,7 +63,8 @@ def train(
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)
-    optimizer = make_optimizer(model, config)
+    tables = SparseTables(model, config, tokens)
+    optimizer = make_optimizer(model, config, tables.lazy)
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
@@ -74,7 +76,7 @@ def train(
     losses: list[float] = []
     model.train()  # embedding.sides has left it in evaluation mode
     started = time.perf_counter()
-    with sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
+    with tables, sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
         batches = chain.from_iterable(map(sampler.epoch, count()))
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             # Around the loss too, whose products take autocast's dtype.
@@ -97,7 +99,7 @@ def train(
             told = _Told(loss)
             loss.backward()
             if config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                clip_gradients(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
             losses = [*losses[-49:], told.value()]
             if not math.isfinite(losses[-1]):

@@ -68,7 +68,7 @@ def add_lora(model: SentenceTransformer, config: TrainConfig) -> str | None:
 
 
 def merge(model: SentenceTransformer) -> bool:
-    """Add what adapters have learned to the weights they are for, and leave plain layers; True if any were."""
+    """Add what adapters have learned to the weights they are for; whether there was anything to add."""
     encoders = [encoder for encoder in _encoders(model) if getattr(encoder, "_hf_peft_config_loaded", False)]
     for encoder in encoders:
         for name, layer in _layers(encoder):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hybridfast.encoder.loading import is_static
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.sparse import LazyAdamW
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,8 +49,10 @@ def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable weights.
+def make_optimizer(
+    model: SentenceTransformer, config: TrainConfig, lazy: Sequence[torch.nn.Parameter] = ()
+) -> LazyAdamW:
+    """AdamW over the trainable weights; of `lazy` ones, over the rows that a step touched.
 
     Biases and norms are not decayed: to pull a scale of 1 to 0 regularizes nothing (BERT and its successors).
     Embeddings have a rate of their own where the settings say so. With a decay of rates by layer, the last
@@ -66,7 +70,8 @@ def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.opt
     depth = max(
         (layer for name, _ in model.named_parameters() if (layer := _layer(name)) is not None), default=-1
     )
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    lazily = {id(parameter) for parameter in lazy}
+    groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -75,19 +80,20 @@ def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.opt
         if id(parameter) in embeddings and config.embedding_learning_rate is not None:
             own_rate = config.embedding_learning_rate
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((own_rate, decay), []).append(parameter)
+        groups.setdefault((own_rate, decay, id(parameter) in lazily), []).append(parameter)
     fused = next(iter(trainable(model))).device.type in ("cpu", "cuda")
     listed: list[dict[str, Any]] = [
-        {"params": parameters, "lr": own_rate, "weight_decay": decay}
-        for (own_rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": own_rate, "weight_decay": decay, "lazy": rows_alone}
+        for (own_rate, decay, rows_alone), parameters in groups.items()
     ]
-    return torch.optim.AdamW(listed, lr=rate, fused=fused)
+    return LazyAdamW(listed, lr=rate, fused=fused)
 
 
 class Average:
     """The weights averaged over the steps, a step's share falling by ``decay`` with each later one.
 
-    With a decay of 0 they are the last step's, and nothing is kept.
+    With a decay of 0 they are the last step's, and nothing is kept. A step's mean takes a pass over all
+    weights, also over rows of a table that the step did not touch.
 
     Begins as the mean of what there is, so that the first weights do not weigh more than others.
     """
