@@ -90,7 +90,8 @@ class TrainConfig(ModelSettings):
         "half of what is free.",
     )
     learning_rate: float | None = setting(
-        None, "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others."
+        None,
+        "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others, 3e-4 for LoRA.",
     )
     lr_scheduler_type: str = setting(
         "linear", "Course of the learning rate, as transformers names it: linear, cosine, constant, ..."
@@ -100,11 +101,31 @@ class TrainConfig(ModelSettings):
     embedding_learning_rate: float | None = setting(
         None, "Highest for word embeddings. Default: learning_rate's."
     )
+    sparse_embeddings: Literal["auto", "true", "false"] = setting(
+        "auto",
+        "Gradients of word embeddings for a batch's tokens alone; rows it does not touch are neither moved "
+        "nor decayed. auto: on a CPU, for static encoders, and tables ten times a batch's tokens.",
+    )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
     )
     freeze: str | None = setting(
         None, "Weights whose names this regular expression finds are not trained, such as word_embeddings."
+    )
+    lora_r: int | None = setting(
+        None, "Train adapters of this rank in an encoder's layers instead of its weights (LoRA, by PEFT)."
+    )
+    lora_alpha: float | None = setting(
+        None, "Adapters count lora_alpha / lora_r times. Default: twice lora_r."
+    )
+    lora_dropout: float = setting(0.0, "Of what adapters read, in training.")
+    lora_target_modules: list[str] | None = setting(
+        None,
+        "Names of the layers that get adapters, such as query value. Default: what PEFT takes for the "
+        "architecture; where it knows none, all linear layers.",
+    )
+    lora_merge: bool = setting(
+        True, "Save a plain model, adapters merged. False: the adapters alone, for the model they began from."
     )
     ema_decay: float = setting(
         0.0,
@@ -210,6 +231,9 @@ class TrainConfig(ModelSettings):
                 self.embedding_learning_rate is None or 0 < self.embedding_learning_rate < INF,
                 "> 0",
             ),
+            ("lora_r", self.lora_r is None or self.lora_r >= 1, ">= 1"),
+            ("lora_alpha", self.lora_alpha is None or 0 < self.lora_alpha < INF, "> 0"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
             ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
             ("matryoshka_dims", all(dim >= 1 for dim in self.matryoshka_dims or ()), ">= 1"),
             ("layer_lr_decay", 0 < self.layer_lr_decay <= 1, "in (0, 1]"),

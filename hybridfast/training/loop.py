@@ -24,6 +24,7 @@ from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
 from hybridfast.training.record import check_same, identity
+from hybridfast.training.sparse import SparseTables, clip_gradients
 from hybridfast.training.validation import Best, Validation
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def train(
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)
-    optimizer = make_optimizer(model, config)
+    tables = SparseTables(model, config, tokens)
+    optimizer = make_optimizer(model, config, tables.lazy)
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
@@ -138,7 +140,7 @@ def train(
             holder.load_state_dict(resume[part])
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
-    with sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
+    with tables, sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
         batches = chain.from_iterable(repeat(sampler))  # each time, the rest of the epoch
         left = 0 if best.stops else max_steps - log.step
         for step, batch in enumerate(islice(batches, left), start=log.step + 1):
@@ -156,7 +158,7 @@ def train(
             log.clock.lap("backward")
             norm = None
             if config.max_grad_norm:
-                norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                norm = clip_gradients(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
             value = told.value()
             if not math.isfinite(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,16 @@ import torch
 
 from hybridfast.encoder.loading import is_static
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.sparse import LazyAdamW
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["Average", "freeze", "make_optimizer", "trainable"]
 
-STATIC_RATE, RATE = (
-    2e-2,
-    3e-5,
-)  # of a table of token embeddings, which a batch touches in few rows; of encoders
+# Of a table of token embeddings, which a batch touches in few rows; of encoders; of adapters, which want ten
+# times as much (Schulman et al., LoRA Without Regret, 2025).
+STATIC_RATE, RATE, LORA_RATE = 2e-2, 3e-5, 3e-4
 
 
 def freeze(model: SentenceTransformer, pattern: str | None) -> None:
@@ -50,24 +50,29 @@ def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable weights.
+def make_optimizer(
+    model: SentenceTransformer, config: TrainConfig, lazy: Sequence[torch.nn.Parameter] = ()
+) -> LazyAdamW:
+    """AdamW over the trainable weights; of `lazy` ones, over the rows that a step touched.
 
     Biases and norms are not decayed: to pull a scale of 1 to 0 regularizes nothing (BERT and its successors).
     Embeddings have a rate of their own where the settings say so. With a decay of rates by layer, the last
     layer has the whole rate, the one before `layer_lr_decay` times as much, the embeddings the least.
     """
-    rate = config.learning_rate or (STATIC_RATE if is_static(model) else RATE)
+    default = STATIC_RATE if is_static(model) else RATE if config.lora_r is None else LORA_RATE
+    rate = config.learning_rate or default
     embeddings = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
         for parameter in module.parameters(recurse=False)
     }
+    embeddings |= {id(p) for name, p in model.named_parameters() if "lora_embedding_" in name}  # PEFT's
     depth = max(
         (layer for name, _ in model.named_parameters() if (layer := _layer(name)) is not None), default=-1
     )
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    lazily = {id(parameter) for parameter in lazy}
+    groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -76,19 +81,20 @@ def make_optimizer(model: SentenceTransformer, config: TrainConfig) -> torch.opt
         if id(parameter) in embeddings and config.embedding_learning_rate is not None:
             own_rate = config.embedding_learning_rate
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((own_rate, decay), []).append(parameter)
+        groups.setdefault((own_rate, decay, id(parameter) in lazily), []).append(parameter)
     fused = next(iter(trainable(model))).device.type in ("cpu", "cuda")
     listed: list[dict[str, Any]] = [
-        {"params": parameters, "lr": own_rate, "weight_decay": decay}
-        for (own_rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": own_rate, "weight_decay": decay, "lazy": rows_alone}
+        for (own_rate, decay, rows_alone), parameters in groups.items()
     ]
-    return torch.optim.AdamW(listed, lr=rate, fused=fused)
+    return LazyAdamW(listed, lr=rate, fused=fused)
 
 
 class Average:
     """The weights averaged over the steps, a step's share falling by ``decay`` with each later one.
 
-    With a decay of 0 they are the last step's, and nothing is kept.
+    With a decay of 0 they are the last step's, and nothing is kept. A step's mean takes a pass over all
+    weights, also over rows of a table that the step did not touch.
 
     Begins as the mean of what there is, so that the first weights do not weigh more than others.
     """

@@ -19,6 +19,7 @@ from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
+from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
 from hybridfast.training.validation import Validation, hold_out
 
@@ -69,6 +70,8 @@ class Project:
                 f"Validation every {config.eval_steps:,} steps: {len(held_out.queries):,} queries, "
                 f"{len(held_out.passages):,} passages of {held_out.name}"
             )
+        if self.adapters:
+            print(self.adapters)
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -83,6 +86,7 @@ class Project:
             config.apply(model, PROMPTS)
         else:
             model = config.load(PROMPTS).float()
+        self.adapters = add_lora(model, config)
         freeze(model, config.freeze)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()

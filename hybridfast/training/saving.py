@@ -16,6 +16,7 @@ import yaml
 from hybridfast.evaluation import results
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.lora import merge
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,7 +25,12 @@ __all__ = ["save_model", "save_results"]
 
 
 def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
-    """The model and its settings, all of it in ``folder`` or none; the model keeps its new dtype."""
+    """The model and its settings, all of it in ``folder`` or none.
+
+    The model stays as it was saved: with its adapters merged where the settings say so, in its new dtype.
+    """
+    if config.lora_merge:
+        merge(model)
     model.to(dtype=getattr(torch, config.save_dtype))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
         whole = Path(unfinished, "model")
