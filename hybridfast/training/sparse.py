@@ -210,8 +210,8 @@ class LazyAdamW(torch.optim.AdamW):
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> None:
-    """Scale gradients down to a norm over all of them, rows of sparse ones added up first.
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down to a norm over all of them, rows of sparse ones added up first; the norm before.
 
     As `torch.nn.utils.clip_grad_norm_`, which takes no sparse ones.
     """
@@ -226,3 +226,4 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> None:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients)
     torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm

@@ -39,7 +39,7 @@ def trained(folder: Path | None, **settings) -> tuple[dict, list[dict]]:
 
 def test_a_line_is_the_mean_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, kinds, norms, tokens = [], [], [], []
-    info_nce, embed, clip = loop.info_nce, loop.Chunks.embed, torch.nn.utils.clip_grad_norm_
+    info_nce, embed, clip = loop.info_nce, loop.Chunks.embed, loop.clip_gradients
 
     def noted(*args, **options):
         loss = info_nce(*args, **options)
@@ -57,7 +57,7 @@ def test_a_line_is_the_mean_of_its_steps(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(loop, "info_nce", noted)
     monkeypatch.setattr(loop.Chunks, "embed", embedded)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    monkeypatch.setattr(loop, "clip_gradients", clipped)
     figures, lines = trained(tmp_path, max_steps=22, warmup_ratio=0.5, temperature=0.1)
     assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 22]
     begin = 0
