@@ -18,6 +18,7 @@ from hybridfast.infonce.loss import info_nce
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
+from hybridfast.training.precision import Precision
 from hybridfast.training.sparse import SparseTables, clip_gradients
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def train(
         name: shown beside the progress bar.
 
     Returns:
-        steps, pairs, seconds, pairs_per_second, and the mean loss of the last 50 steps.
+        steps, pairs, seconds, pairs_per_second, and the mean loss of the last 50 steps; with fp16,
+        skipped_steps, in which its scale overflowed.
 
     Raises:
         LossNotFinite: named by step and ids.
@@ -63,6 +65,7 @@ def train(
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)
+    precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
     optimizer = make_optimizer(model, config, tables.lazy)
     scheduler = get_scheduler(
@@ -76,11 +79,11 @@ def train(
     losses: list[float] = []
     model.train()  # embedding.sides has left it in evaluation mode
     started = time.perf_counter()
-    with tables, sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
+    with precision, tables, sampler, tqdm(total=max_steps, desc=name, unit=" steps") as bar:
         batches = chain.from_iterable(map(sampler.epoch, count()))
         for step, batch in enumerate(islice(batches, max_steps), start=1):
             # Around the loss too, whose products take autocast's dtype.
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            with precision.autocast():
                 queries_QD, passages_ND = chunks.embed(batch)
                 query_groups, passage_groups = _groups(batch, device)
                 loss = sum(
@@ -97,22 +100,23 @@ def train(
                     for dim in dims
                 ) / len(dims)
             told = _Told(loss)
-            loss.backward()
+            precision.backward(loss, optimizer)
             if config.max_grad_norm:
                 clip_gradients(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
             losses = [*losses[-49:], told.value()]
             if not math.isfinite(losses[-1]):
                 raise LossNotFinite(_what_was_not_finite(losses[-1], step, batch, tokens), step)
-            optimizer.step()
-            average.add()
-            scheduler.step()
+            if precision.step(optimizer):
+                average.add()
+                scheduler.step()
             optimizer.zero_grad()
             bar.update()
             if step % 10 == 0 or step == max_steps:
                 pairs_per_second = step * config.batch_size / (time.perf_counter() - started)
                 mean = sum(losses) / len(losses)
-                bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s")
+                left_out = f", {precision.skipped} steps left out by fp16" if precision.skipped else ""
+                bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s{left_out}")
     seconds = time.perf_counter() - started
     average.take_over()
     model.eval()
@@ -122,7 +126,7 @@ def train(
         "seconds": round(seconds, 3),
         "pairs_per_second": round(max_steps * config.batch_size / seconds, 1),
         "loss": sum(losses) / len(losses),
-    }
+    } | ({"skipped_steps": precision.skipped} if config.fp16 else {})
 
 
 def steps_of(config: TrainConfig, sampler: HybridSampler) -> int:
