@@ -64,6 +64,7 @@ def position_offset(model: torch.nn.Module) -> int:
     return 0
 
 
+@torch.compiler.disable  # a compiler of Python cannot look into it
 def _attention(
     module: torch.nn.Module,
     query: Tensor,

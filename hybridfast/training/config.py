@@ -143,6 +143,13 @@ class TrainConfig(ModelSettings):
         None, "Length in epochs, instead of max_steps; 0.5 is half of one."
     )
     bf16: bool = setting(False, "Run the encoder and the similarity in bfloat16 (autocast).")
+    fp16: bool = setting(
+        False, "Run them in float16, with a loss scale; steps in which it overflows are left out and counted."
+    )
+    tf32: bool = setting(False, "float32 products of the encoder in TensorFloat-32, where the device has it.")
+    torch_compile: bool = setting(
+        False, "Compile the encoder, once for all lengths; how much that gains is measured and said first."
+    )
 
     save_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "Type of the saved weights, which are evaluated as saved; training is in float32."
@@ -270,6 +277,8 @@ class TrainConfig(ModelSettings):
             raise ValueError(
                 f"lr_scheduler_type must be one of {', '.join(schedules)}, got {self.lr_scheduler_type!r}"
             )
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other; leave one out")
         if not self.in_batch and not self.negatives:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"

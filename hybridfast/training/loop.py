@@ -23,6 +23,7 @@ from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
+from hybridfast.training.precision import Precision
 from hybridfast.training.record import check_same, identity
 from hybridfast.training.sparse import SparseTables, clip_gradients
 from hybridfast.training.validation import Best, Validation
@@ -64,7 +65,8 @@ def train(
 
     Returns:
         steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
-        line of ``log.jsonl`` has, and the validation of the model that is left.
+        line of ``log.jsonl`` has, and the validation of the model that is left; with fp16, skipped_steps,
+        in which its scale overflowed.
 
     Raises:
         LossNotFinite: named by step and ids.
@@ -82,6 +84,7 @@ def train(
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)
+    precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
     optimizer = make_optimizer(model, config, tables.lazy)
     scheduler = get_scheduler(
@@ -129,6 +132,7 @@ def train(
         "optimizer": optimizer,
         "schedule": scheduler,
         "average": average,
+        "precision": precision,
         "sampler": sampler,
         "log": log,
         "best": best,
@@ -140,21 +144,21 @@ def train(
             holder.load_state_dict(resume[part])
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
-    with tables, sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
+    with precision, tables, sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
         batches = chain.from_iterable(repeat(sampler))  # each time, the rest of the epoch
         left = 0 if best.stops else max_steps - log.step
         for step, batch in enumerate(islice(batches, left), start=log.step + 1):
             log.clock.lap("data")
             torch.manual_seed(_seed_of(config.seed, step))
             # Around the loss too, whose products take autocast's dtype.
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            with precision.autocast():
                 queries_QD, passages_ND = chunks.embed(batch, step)
                 log.clock.lap("encoder")
                 query_groups, passage_groups = _groups(batch, device)
                 loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups)
             told = _Told(loss)
             log.clock.lap("loss")
-            loss.backward()
+            precision.backward(loss, optimizer)
             log.clock.lap("backward")
             norm = None
             if config.max_grad_norm:
@@ -164,15 +168,15 @@ def train(
             if not math.isfinite(value):
                 raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
             rate = max(scheduler.get_last_lr())
-            optimizer.step()
-            average.add()
-            scheduler.step()
+            if precision.step(optimizer):
+                average.add()
+                scheduler.step()
             optimizer.zero_grad()
             log.add(batch, value, norm, rate, chunks.encoded)
             log.clock.lap("optimizer")
             is_best = False
             if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
-                with average.in_place(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                with average.in_place(), precision.autocast():
                     validated = validation.of(model, chunks, loss_of if config.in_batch else None)
                 is_best = best.add(validated, step)
                 log.write({f"validation/{name}": value for name, value in validated.items()})
@@ -193,7 +197,7 @@ def train(
         _restore(folder / f"checkpoint-{best.step}", stateful)
     average.take_over()
     model.eval()
-    return log.summary() | best.summary()
+    return log.summary() | best.summary() | ({"skipped_steps": precision.skipped} if config.fp16 else {})
 
 
 def _restore(path: Path, stateful: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
+from hybridfast.training.precision import Precision
 from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Project:
             print(self.adapters)
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
+        if gain := Precision(model, config).trial():
+            print(gain)
         for _, run in self.runs():  # what cannot be filled is said before any training
             make_sampler(self.tokens, run).close()
 
