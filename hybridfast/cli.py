@@ -219,6 +219,9 @@ def lasting_folder(folder: str | os.PathLike[str]) -> Iterator[Output]:
         except OSError:  # a file system without locks
             pass
         yield Output(path, path, keep=True)
+    except (Exception, KeyboardInterrupt) as error:
+        print(f"{type(error).__name__}: what there was by then is in {path}", file=sys.stderr)
+        raise
     finally:
         os.close(lock)
 

@@ -19,11 +19,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridfast import cli
 from hybridfast.evaluation import table
-from hybridfast.training import checkpoint, curves
+from hybridfast.training import card, checkpoint, curves
 from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted
@@ -32,7 +32,10 @@ from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type, runs_of
 from hybridfast.training.record import Record, check_same, identity, is_fresh
 from hybridfast.training.rehearsal import rehearse
-from hybridfast.training.saving import save_model, save_results
+from hybridfast.training.saving import check_hub, push, save_card, save_model, save_results, settings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
 
@@ -46,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = {_title(config, name, run): (name, run) for name, run in runs_of(config)}
     with cli.usage_errors():
         check_trackers(config.report_to or [])
+        check_hub(config)
         output_dir, record = _place(config)
         if record and set(runs) <= set(record.complete):
             print(f"{output_dir} is complete: nothing is left to do")
@@ -118,17 +122,31 @@ def main(argv: list[str] | None = None) -> None:
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
             save_results(folder, run, training, None)
             curves.draw(folder / "log.jsonl", folder / "curves.png")
+            _save_card(folder, title, model, run, project, training, {})
             try:
                 evaluation = project.evaluate(model)
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
             _add(summaries, name, evaluation.summary() if evaluation else None, output.folder)
             save_results(folder, run, training, evaluation)
+            if evaluation:
+                own = {row: summaries[row][-1:] for row in ("untrained", name) if row in summaries}
+                _save_card(folder, title, model, run, project, training, own)
+            if config.push_to_hub:
+                repository = config.hub_model_id or output_dir.absolute().name
+                if len(runs) > 1:
+                    repository = f"{repository}-{title}"
+                try:
+                    print(f"Hub: {push(folder, repository, private=config.hub_private_repo)}")
+                except (OSError, ValueError) as error:
+                    cli.fail(f"{title}: the hub did not take it: {error}; the model is in {there}")
+            record.complete.append(title)
             if lasting:
-                record.complete.append(title)
                 record.write(output.folder)
             if config.save_steps is None:
                 Checkpoints(folder).remove_all()
+        if not stopped:
+            record.write(output.folder)
     if stopped:
         _leave(stopped, argv, config, output.path)
     if project.eval_set is not None:
@@ -212,6 +230,20 @@ def _summary(folder: Path) -> dict[str, float] | None:
         name: float("nan") if value is None else value
         for name, value in metrics["evaluation"]["summary"].items()
     }
+
+
+def _save_card(
+    folder: Path,
+    title: str,
+    model: SentenceTransformer,
+    run: TrainConfig,
+    project: Project,
+    training: dict[str, Any],
+    summaries: Summaries,
+) -> None:
+    evaluated_on = project.eval_set.name if project.eval_set else None
+    text = card.text(title, model, run, settings(run), project.corpus, training, summaries, evaluated_on)
+    save_card(folder, text)
 
 
 def _add(summaries: Summaries, name: str, summary: dict[str, float] | None, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -283,6 +284,8 @@ class TrainConfig(ModelSettings):
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ValueError(f"license must be as the hub names it, such as apache-2.0, got {self.license!r}")
         if self.early_stopping_patience and not self.metric_for_best_model:
             raise ValueError("early_stopping_patience needs metric_for_best_model, such as 'mAP multi'")
         for name in ("validation_split", "validation_dataset", "metric_for_best_model"):

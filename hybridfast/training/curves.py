@@ -30,11 +30,11 @@ def draw(log: Path, path: Path) -> None:
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     ((loss, validation, phases), (rate, norm, speed)) = figure.subplots(2, 3, sharex=True)
     _curves(loss, "loss", trained, ("loss", "loss/mono", "loss/cross"))
-    shown = sorted({name for line in validated for name in line if "mAP" in name})
-    _curves(validation, "validation" if shown else "no validation", validated, shown, marker="o")
+    shown = [f"validation/mAP {pool}" for pool in ("mono", "cross", "multi")]
+    _curves(validation, "validation", validated, shown, marker="o")
     _curves(rate, "learning rate", trained, ["learning_rate"])
     _curves(norm, "gradient norm", trained, ["grad_norm"])
-    _curves(speed, "per second", trained, ["pairs_per_second", "tokens_per_second"])
+    _curves(speed, "pairs per second", trained, ["pairs_per_second"])
     speed.yaxis.set_major_formatter(EngFormatter())
     phases.set_title("shares of time", fontsize=10)
     names = [name for name in (trained[0] if trained else {}) if name.startswith("time/")]

@@ -21,7 +21,7 @@ from hybridfast.training.lora import merge
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["save_model", "save_results"]
+__all__ = ["check_hub", "push", "save_card", "save_model", "save_results", "settings"]
 
 
 def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
@@ -34,7 +34,7 @@ def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) ->
     model.to(dtype=getattr(torch, config.save_dtype))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
         whole = Path(unfinished, "model")
-        model.save(str(whole))
+        model.save(str(whole), create_model_card=False)  # card.py makes it
         (whole / "train_config.yaml").write_text(
             yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
@@ -52,6 +52,43 @@ def save_results(
 ) -> None:
     """``metrics.json`` and, with an evaluation, its picture, beside the model."""
     results.write(folder, evaluation, {"config": settings(config), "training": training})
+
+
+def save_card(folder: Path, text: str) -> None:
+    """``README.md``, beside the model."""
+    unfinished = folder / ".README.md"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, folder / "README.md")
+
+
+def check_hub(config: TrainConfig) -> None:
+    """ValueError where the hub will not take what a run leaves."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    if config.push_to_hub and get_token() is None:
+        raise ValueError("push_to_hub needs a token of the hub: run 'hf auth login' or set HF_TOKEN")
+    if config.push_to_hub and config.hub_model_id is not None:
+        validate_repo_id(config.hub_model_id)
+
+
+def push(folder: Path, name: str, *, private: bool) -> str:
+    """Put what a run leaves on the Hugging Face hub, but for checkpoints; its address there.
+
+    Raises:
+        OSError: the hub cannot be reached, or refuses it.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repository = api.create_repo(name, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repository.repo_id,
+        folder_path=folder,
+        commit_message="Model trained by hybridfast",
+        ignore_patterns=["checkpoint-*/*", ".*", "run.json", "tensorboard/*", "wandb*"],
+    )
+    return str(repository)
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
