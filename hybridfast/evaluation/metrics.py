@@ -23,12 +23,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.ranks import rank_counts
+from hybridfast.evaluation.ranks import RankCounts, rank_counts
 
 __all__ = [
     "MEASURES",
     "Evaluation",
     "average_precision",
+    "evaluate_counts",
     "evaluate_embeddings",
     "ndcg",
     "rank_distance",
@@ -190,17 +191,26 @@ def evaluate_embeddings(
                 f"{name} must have one row for each of the {len(texts)} texts of {eval_set.name}, "
                 f"got shape {tuple(np.shape(embeddings))}"
             )
-    languages = eval_set.languages
-    query_language_Q = np.searchsorted(languages, eval_set.query_languages)
-    passage_language_N = np.searchsorted(languages, eval_set.passage_languages)
+    eval_set = eval_set.relevant()
     counts = rank_counts(
         query_embeddings,
         passage_embeddings,
         eval_set.gold_indptr,
         eval_set.gold_indices,
-        passage_language_N,
+        np.searchsorted(eval_set.languages, eval_set.passage_languages),
         threads,
     )
+    return evaluate_counts(eval_set, counts, ties)
+
+
+def evaluate_counts(eval_set: EvalSet, counts: RankCounts, ties: str = "expected") -> Evaluation:
+    """All measures from counts: of embeddings, as above, or of a run (:mod:`hybridfast.evaluation.trec`).
+
+    `counts` are those of the golds of ``eval_set.relevant()``, grouped by ``eval_set.languages``.
+    """
+    eval_set = eval_set.relevant()
+    languages = eval_set.languages
+    query_language_Q = np.searchsorted(languages, eval_set.query_languages)
 
     def by_language(values_Q: Floats) -> Floats:
         return _mean_per_label(values_Q, query_language_Q, len(languages))

@@ -23,7 +23,8 @@ class RankCounts:
 
     ``gold_indptr`` is (Q + 1,), ``gold_groups_G`` the group each gold is in, the counts are (G, L) int32.
     Groups are disjoint, so a pool made of several has the sum of their counts: one pass over the scores gives
-    the ranks in every language's pool and in the pool of all languages.
+    the ranks in every language's pool and in the pool of all languages. ``missing_G`` marks golds that a run
+    did not retrieve, whose rank is infinite; None where every passage was ranked.
     """
 
     gold_indptr: NDArray[np.int64]
@@ -31,6 +32,7 @@ class RankCounts:
     greater_GL: NDArray[np.int32]
     tied_GL: NDArray[np.int32]
     later_GL: NDArray[np.int32]
+    missing_G: NDArray[np.bool_] | None = None
 
     def pool(self, group: int) -> RankCounts:
         """The counts within one group: its golds against its passages."""
@@ -43,11 +45,17 @@ class RankCounts:
             self.greater_GL[inside_G, column],
             self.tied_GL[inside_G, column],
             self.later_GL[inside_G, column],
+            None if self.missing_G is None else self.missing_G[inside_G],
         )
 
     def ranks(self, ties: str = "expected") -> NDArray[np.float64]:
         """Each gold's rank, (G,) float64, among all groups together; for `ties` see :func:`gold_ranks`."""
         _check_ties(ties)
+        if self.missing_G is None:
+            return self._ranks(ties)
+        return np.where(self.missing_G, np.inf, self._ranks(ties))
+
+    def _ranks(self, ties: str) -> NDArray[np.float64]:
         greater_G, tied_G, later_G = (
             counts.sum(axis=1, dtype=np.int64) for counts in (self.greater_GL, self.tied_GL, self.later_GL)
         )
