@@ -16,13 +16,21 @@ from hybridfast.infonce.backends import TRITON
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["encode", "evaluate"]
+__all__ = ["embed", "encode", "evaluate"]
 
 
 def evaluate(
     model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
 ) -> Evaluation:
-    """Encode an evaluation set, each side under the model's own prompt, and rank by its similarity.
+    """Encode an evaluation set and rank by the model's similarity; see :func:`embed`."""
+    queries, passages = embed(model, eval_set, batch_size=batch_size, progress=progress)
+    return evaluate_embeddings(eval_set, queries, passages)
+
+
+def embed(
+    model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides, each under the model's own prompt, so that inner products are the model's similarity.
 
     Raises:
         ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
@@ -34,7 +42,7 @@ def evaluate(
     _check_finite("passages", eval_set.passages, passages)
     if similarity(model) == "cosine":
         queries, passages = normalize(queries, dim=-1), normalize(passages, dim=-1)
-    return evaluate_embeddings(eval_set, queries, passages)
+    return queries, passages
 
 
 def encode(

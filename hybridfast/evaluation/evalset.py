@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hybridfast.data.columns import language_tag
 
 __all__ = ["EvalSet"]
 
@@ -76,8 +79,40 @@ class EvalSet:
     def relevant(self) -> EvalSet:
         """The set with the judgments of grade 1 and above alone; itself if there are no others."""
         kept_G = self.grades > 0
-        if kept_G.all():
-            return self
+        return self if kept_G.all() else self._judged(kept_G)
+
+    def of_languages(self, languages: Sequence[str]) -> EvalSet:
+        """The queries and passages in these languages, with what is judged among them.
+
+        A query whose relevant passages are all in others stays, without one. Raises ValueError for a language
+        that the set does not have.
+        """
+        tags = [language_tag(language) for language in languages]
+        unknown = [tag for tag in tags if tag not in self.languages]
+        if unknown or not tags:
+            raise ValueError(
+                f"languages must be of {self.name}'s, {', '.join(self.languages)}, got "
+                f"{', '.join(unknown) or 'none'}"
+            )
+        kept_Q, kept_N = np.isin(self.query_languages, tags), np.isin(self.passage_languages, tags)
+        query_G = np.repeat(np.arange(len(self.queries)), np.diff(self.gold_indptr))
+        judged = self._judged(kept_Q[query_G] & kept_N[self.gold_indices])
+        rows_Q, rows_N = np.flatnonzero(kept_Q), np.flatnonzero(kept_N)
+        return replace(
+            judged,
+            queries=_at(self.queries, rows_Q),
+            query_languages=_at(self.query_languages, rows_Q),
+            items=_at(self.items, rows_Q),
+            query_ids=_at(self.query_ids, rows_Q),
+            passages=_at(self.passages, rows_N),
+            passage_languages=_at(self.passage_languages, rows_N),
+            passage_ids=_at(self.passage_ids, rows_N),
+            # No judgment is left of other queries: their entries repeat the one before.
+            gold_indptr=judged.gold_indptr[np.concatenate([[0], rows_Q + 1])],
+            gold_indices=(np.cumsum(kept_N) - 1)[judged.gold_indices],
+        )
+
+    def _judged(self, kept_G: NDArray[np.bool_]) -> EvalSet:
         kept_before = np.concatenate([[0], np.cumsum(kept_G)])
         return replace(
             self,
@@ -93,3 +128,7 @@ class EvalSet:
         if len(set(names)) < len(names):
             names = [f"{row}-{name}" for row, name in enumerate(names)]
         return names
+
+
+def _at(values: list[str], rows: NDArray[np.int64]) -> list[str]:
+    return [values[row] for row in rows]
