@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hybridfast.infonce.backends import TRITON
 
-__all__ = ["TIES", "RankCounts", "gold_ranks", "rank_counts"]
+__all__ = ["TIES", "RankCounts", "check_ties", "gold_ranks", "rank_counts"]
 
 TIES = ("expected", "best", "worst", "trec")
 
@@ -50,7 +50,7 @@ class RankCounts:
 
     def ranks(self, ties: str = "expected") -> NDArray[np.float64]:
         """Each gold's rank, (G,) float64, among all groups together; for `ties` see :func:`gold_ranks`."""
-        _check_ties(ties)
+        check_ties(ties)
         if self.missing_G is None:
             return self._ranks(ties)
         return np.where(self.missing_G, np.inf, self._ranks(ties))
@@ -104,7 +104,7 @@ def gold_ranks(
     passages ("trec" excepted). Raises ValueError for bad shapes, types, devices and rows, for golds outside
     the pool, and for embeddings that are not finite or so large that scores overflow.
     """
-    _check_ties(ties)
+    check_ties(ties)
     if pool is None:
         groups_N = None
     else:
@@ -156,7 +156,8 @@ def rank_counts(
     return RankCounts(indptr, groups_N[indices_G], *counts)
 
 
-def _check_ties(ties: str) -> None:
+def check_ties(ties: str) -> None:
+    """Raises ValueError for a rule that is not among :data:`TIES`."""
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
 
