@@ -34,13 +34,13 @@ class EvaluateConfig(ModelSettings):
 
     SECTIONS = ModelSettings.SECTIONS | {"dataset": "data and output"}
 
-    model: str | None = setting(
-        None, "SentenceTransformer or transformers encoder: a folder or a hub name. Required without run."
+    model: str = setting(
+        "none", "SentenceTransformer or transformers encoder: a folder or a hub name. Needed without run."
     )
     dataset: str = setting(
         "cldr",
-        "cldr (embedded), xquad-r, mlqa-r, miracl, beir, a folder with BEIR's files, or a file or folder of rows "
-        "(id, lang, query, passage).",
+        "cldr (embedded), xquad-r, mlqa-r, miracl, beir, a folder with BEIR's files, or a file or folder of "
+        "rows (id, lang, query, passage).",
     )
     data_dir: str | None = setting(
         None, "Folder of xquad-r, mlqa-r, miracl or beir. Default: the hub; for beir it may be a name there."
@@ -79,7 +79,7 @@ class EvaluateConfig(ModelSettings):
         for name in ("eval_batch_size", "run_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if (self.model is None) == (self.run is None):
+        if (self.model == "none") == (self.run is None):
             raise ValueError(f"give either model or run, got model {self.model} and run {self.run}")
         if self.run is None and self.qrels is not None:
             raise ValueError("qrels hold no texts to encode: they need run; for a model give a dataset")
@@ -90,7 +90,7 @@ class EvaluateConfig(ModelSettings):
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
-    name = Path(config.run).stem if config.run else Path(config.model or "").name
+    name = Path(config.run).stem if config.run else Path(config.model).name
     with cli.usage_errors():
         output_dir = cli.check_output_folder(
             config.output_dir or cli.next_free(f"{name}-{Path(config.qrels or config.dataset).stem}")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hybridfast import evaluate
+from hybridfast import evaluate as command
 from hybridfast.encoder import loading
+from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 
 # "fox" in two languages that share no word, and a distractor in each.
@@ -35,7 +36,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
     model = loading.load(str(model_folder))
-    evaluation = evaluate.evaluate(model, EVAL_SET, progress=False)
+    evaluation = evaluate(model, EVAL_SET, progress=False)
     assert evaluation.mono("mAP") == 1.0
     pairs = evaluation.pairs["R@1"]
     assert pairs[0, 0] == pairs[1, 1] == 1.0
@@ -45,11 +46,11 @@ def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
 def test_scores_are_cosines(model_folder: Path) -> None:
     """Scaling a passage's embedding must not change its rank."""
     model = loading.load(str(model_folder))
-    expected = evaluate.evaluate(model, EVAL_SET, progress=False).to_dict()
+    expected = evaluate(model, EVAL_SET, progress=False).to_dict()
     scale = torch.tensor([[0.1], [10.0], [3.0], [0.5]])
     original = model.encode_document
     model.encode_document = lambda texts, **settings: original(texts, **settings) * scale  # type: ignore[method-assign]
-    assert evaluate.evaluate(model, EVAL_SET, progress=False).to_dict() == expected
+    assert evaluate(model, EVAL_SET, progress=False).to_dict() == expected
 
 
 def test_the_command_prints_and_writes(
@@ -64,7 +65,7 @@ def test_the_command_prints_and_writes(
         )
     )
     output = tmp_path / "results"
-    evaluate.main(["--model", str(model_folder), "--dataset", str(rows), "--output_dir", str(output)])
+    command.main(["--model", str(model_folder), "--dataset", str(rows), "--output_dir", str(output)])
     out = capsys.readouterr().out
     assert "lexical" in out
     assert "rank distance" in out
@@ -79,8 +80,18 @@ def test_the_command_prints_and_writes(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", "xquad"], "dataset must be cldr, xquad-r or an existing file or folder, got 'xquad'"),
-        (["--dataset", "xquad-r"], "dataset xquad-r needs data_dir"),
+        (["--dataset", "xquad"], "miracl, beir or an existing file or folder, got 'xquad'"),
+        (["--dataset", "beir"], "dataset beir needs data_dir"),
+        (["--dataset", "miracl"], "dataset miracl without data_dir needs languages"),
+        (["--dataset", "miracl", "--languages", "xx"], "languages must be of MIRACL's, ar, bn"),
+        (
+            ["--dataset", "mlqa-r", "--languages", "de", "ru"],
+            "MLQA-R's, ar, de, en, es, hi, vi, zh, got",
+        ),
+        (["--languages", "de", "fr"], "languages must be of cldr's"),
+        (["--run", "a.trec"], "give either model or run"),
+        (["--qrels", "a.txt"], "qrels hold no texts to encode"),
+        (["--run_depth", "0"], "run_depth must be >= 1, got 0"),
         (["--dataset", "xquad-r", "--data_dir", "/missing"], "/missing"),
         (["--eval_batch_size", "0"], "eval_batch_size must be >= 1, got 0"),
         (["--model", "./missing"], "./missing: no such model folder"),
@@ -93,7 +104,7 @@ def test_what_a_user_can_get_wrong(
     flags = [str(model_folder) if flag == "FULL" else flag for flag in flags]
     before = sorted(path.name for path in model_folder.iterdir())
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--model", str(model_folder), *flags])
+        command.main(["--model", str(model_folder), *flags])
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert message in err
@@ -110,7 +121,7 @@ def test_embeddings_that_are_not_finite_are_one_line(
     model.save(str(tmp_path / "diverged"))
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--model", str(tmp_path / "diverged"), "--output_dir", str(tmp_path / "results")])
+        command.main(["--model", str(tmp_path / "diverged"), "--output_dir", str(tmp_path / "results")])
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert out == ""
@@ -131,7 +142,7 @@ def test_numbers_outlive_a_picture_that_fails(
     monkeypatch.setattr("hybridfast.evaluation.plots.heat_map", fail)
     flags = ["--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "results")]
     with pytest.raises(RuntimeError, match="no font"):
-        evaluate.main(["--model", str(model_folder), *flags])
+        command.main(["--model", str(model_folder), *flags])
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["metrics.json"]
     text = (tmp_path / "results" / "metrics.json").read_text()
     summary = json.loads(text, parse_constant=pytest.fail)["evaluation"]["summary"]

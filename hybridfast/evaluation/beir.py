@@ -36,8 +36,8 @@ def load(
     """Read a folder, or from the hub OWNER/NAME, such as BeIR/scifact, or a folder there, OWNER/NAME/FOLDER.
 
     `language` is that of rows without ``lang``. A passage is its title, if it has one, `title_separator` and
-    its text: " " as mteb, "\\n\\n" as pyserini has it. Grades are integers, those above 0 are relevant. What is
-    left out is said in :func:`hybridfast.evaluation.judged.judged_set`.
+    its text: " " as mteb, "\\n\\n" as pyserini has it. Grades above 0 are relevant. What is left out is
+    said in :func:`hybridfast.evaluation.judged.judged_set`.
 
     Raises FileNotFoundError for a missing folder or file, OSError for what the hub does not give, ValueError
     naming file and line for broken content.
@@ -52,7 +52,7 @@ def load(
         judged: Iterator[Judgment] = _of_rows(
             enumerate(hub.rows_of(f"{source}-qrels", None, split), start=1), f"{source}-qrels {split}"
         )
-        return judged_set(parts[1], queries, passages, judged)
+        return judged_set(parts[1], queries, passages, judged, source)
     folder = Path(source)
     if not folder.exists() and len(parts) > 2 and all(parts):
         inside = "/".join(parts[2:])
@@ -71,7 +71,7 @@ def load(
         judged = _of_rows(files_at(objects)[0].rows, objects)
     else:
         raise FileNotFoundError(f"BEIR folder {folder} lacks qrels/{split}.tsv and qrels.jsonl")
-    return judged_set(folder.name, queries, passages, judged)
+    return judged_set(folder.name, queries, passages, judged, folder)
 
 
 def _file(folder: Path, name: str) -> Path | None:

@@ -81,13 +81,20 @@ class Texts:
 
 
 def judged_set(
-    name: str, queries: Texts, passages: Texts, judgments: Iterable[Judgment], items: list[str] | None = None
+    name: str,
+    queries: Texts,
+    passages: Texts,
+    judgments: Iterable[Judgment],
+    place: Path | str,
+    items: list[str] | None = None,
 ) -> EvalSet:
     """The set of queries that have a relevant passage, with what is judged for them.
 
     Left out, counted, and told by ``notes``: judgments that name a query or a passage that is not there
     (trec_eval counts the latter as relevant and never found), second judgments of a pair, and queries without
     a relevant passage, to which no measure applies. `items` are by query, by default the ids.
+
+    Raises ValueError naming `place` where no query is left.
     """
     no_query = Tally("judgments of queries that are not there are left out")
     no_passage = Tally("judgments of passages that are not there are left out")
@@ -96,18 +103,14 @@ def judged_set(
     query, passage, grades, seen = [], [], [], set()
     for judgment in judgments:
         q, p = queries.row.get(judgment.query), passages.row.get(judgment.passage)
-        at = f"{judgment.query!r}, {judgment.passage!r} at {judgment.file}:{judgment.line}"
-        if q is None:
-            no_query.add(at)
-        elif p is None:
-            no_passage.add(at)
-        elif (q, p) in seen:
-            again.add(at)
-        else:
-            seen.add((q, p))
-            query.append(q)
-            passage.append(p)
-            grades.append(judgment.grade)
+        if q is None or p is None or (q, p) in seen:
+            tally = no_query if q is None else no_passage if p is None else again
+            tally.add(f"{judgment.query!r}, {judgment.passage!r} at {judgment.file}:{judgment.line}")
+            continue
+        seen.add((q, p))
+        query.append(q)
+        passage.append(p)
+        grades.append(judgment.grade)
     query_G, passage_G = np.array(query, np.int64), np.array(passage, np.int64)
     grades_G = np.array(grades, np.int64)
     answered_Q = np.zeros(len(queries.ids), bool)
@@ -121,7 +124,7 @@ def judged_set(
     ]
     if not answered_Q.any():
         raise ValueError(
-            f"{name}: none of {len(answered_Q):,} queries has a relevant passage among "
+            f"{place}: none of {len(answered_Q):,} queries has a relevant passage among "
             f"{len(passages.ids):,}" + "".join(f"; {note}" for note in notes)
         )
     kept_G = answered_Q[query_G]

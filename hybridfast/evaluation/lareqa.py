@@ -135,6 +135,8 @@ def _candidates(
             f"{path}: {len(sentences)} sentences but {len(breaks)} sentence_breaks "
             f"in the paragraph {context[:40]!r}"
         )
+    if not all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in breaks):
+        raise TypeError("sentence_breaks must be pairs of integers")
     texts = [*sentences]
     if candidates == "context":
         texts = [(sentence + context).replace("\n", "") for sentence in sentences]

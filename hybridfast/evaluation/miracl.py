@@ -73,7 +73,7 @@ def load(
         for path, line, identifier, text in _passages(shards[language], title_separator):
             passages.add(prefix + identifier, text, language, path, line)
     items = [f"{tag}:{name}" for tag, name in zip(queries.languages, queries.ids, strict=True)]
-    return judged_set("MIRACL", queries, passages, judgments, items)
+    return judged_set("MIRACL", queries, passages, judgments, folder, items)
 
 
 def _topics(folder: Path, language: str, split: str) -> Path:
@@ -101,7 +101,7 @@ def _shards(folder: Path, language: str) -> list[Path]:
 
 
 def _passages(shards: list[Path], separator: str) -> Iterator[tuple[Path, int, str, str]]:
-    for path in tqdm(shards, desc=f"reading {shards[0].parent.name}", disable=len(shards) < 2, leave=False):
+    for path in tqdm(shards, desc=f"reading {shards[0].parent.name}", disable=None, leave=False):
         for line, row in files_at(path)[0].rows:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{line}: expected a JSON object, got {type(row).__name__}")

@@ -38,7 +38,8 @@ def top_k(
     order = torch.as_tensor(np.arange(len(passage_ND)) if order_N is None else order_N, dtype=torch.int64)
     order = order.to(query_QD.device)
     best = []
-    for first in tqdm(range(0, len(query_QD), QUERY_TILE), desc="top passages", disable=not progress):
+    hidden = None if progress else True
+    for first in tqdm(range(0, len(query_QD), QUERY_TILE), desc="top passages", disable=hidden):
         tile = query_QD[first : first + QUERY_TILE].float()
         keys = torch.empty((len(tile), 0), dtype=torch.int64, device=tile.device)
         for start in range(0, len(passage_ND), PASSAGE_TILE):

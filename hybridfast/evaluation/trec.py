@@ -171,7 +171,7 @@ def eval_set_of(
     for line, (name, passage, _) in _run_lines(Path(run)):
         if name in queries.row:
             _add_new(passages, passage, run, line)
-    return judged_set(Path(qrels).stem, queries, passages, judgments)
+    return judged_set(Path(qrels).stem, queries, passages, judgments, str(qrels))
 
 
 def write_run(path: str | os.PathLike[str], run: Run, eval_set: EvalSet, tag: str = "hybridfast") -> None:

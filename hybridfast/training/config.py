@@ -128,8 +128,8 @@ class TrainConfig(ModelSettings):
 
     eval_dataset: str = setting(
         "auto",
-        "auto: cldr if trained on it, else none. Or cldr, xquad-r, mlqa-r, miracl, beir, a folder like BEIR's, or "
-        "a file or folder of rows as in data.",
+        "auto: cldr if trained on it, else none. Or cldr, xquad-r, mlqa-r, miracl, beir, a folder like "
+        "BEIR's, or a file or folder of rows as in data.",
     )
     eval_data_dir: str | None = setting(
         None, "Folder of xquad-r, mlqa-r, miracl or beir. Default: the hub; for beir it may be a name there."
