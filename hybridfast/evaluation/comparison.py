@@ -85,13 +85,16 @@ class Comparison:
 
     def _legend(self) -> str:
         many = max((e.seeds for of in self.estimates.values() for e in of.values()), default=1) > 1
+        spread = "± standard deviation over seeds, " if many else ""
         unit = "questions and seeds" if many else "questions"
-        legend = f"[95 % interval over {unit}; {self.questions:,} questions, {self.resamples:,} resamples]"
+        legend = (
+            f"{spread}[95 % interval over {unit}]; {self.questions:,} questions, {self.resamples:,} resamples"
+        )
         if not self.differences:
             return legend
         comparisons = len(self.differences) * len(self.family)
         return (
-            f"{legend}  * differs from {self.baseline}: sign-flip test over questions, p < {_LEVEL} after "
+            f"{legend}; * differs from {self.baseline}: sign-flip test over questions, p < {_LEVEL} after "
             f"Holm's correction for {comparisons} comparisons"
         )
 
@@ -227,8 +230,11 @@ def _paired(
 
 
 def _cell(figure: str, estimate: Estimate, difference: Difference | None) -> str:
-    text = figure_text(figure, estimate.value)
-    if text == "-":
-        return text
+    value, spread, low, high = (
+        figure_text(figure, number)
+        for number in (estimate.value, estimate.sd_seeds, estimate.low, estimate.high)
+    )
+    if value == "-":
+        return value
     mark = "*" if difference is not None and difference.significant else ""
-    return f"{text}{mark} [{figure_text(figure, estimate.low)}, {figure_text(figure, estimate.high)}]"
+    return f"{value}{'' if spread == '-' else f' ± {spread}'}{mark} [{low}, {high}]"

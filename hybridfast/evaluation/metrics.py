@@ -16,8 +16,9 @@ from hybridfast.evaluation.measures import MEASURES, Floats
 from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.ranks import RankCounts, rank_counts
 from hybridfast.evaluation.toplists import TopLists, top_lists
+from hybridfast.evaluation.trec import Run, run_counts
 
-__all__ = ["Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
+__all__ = ["Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked", "evaluate_run"]
 
 LIST_DEPTH = 100  # of the lists that some measures of bias read
 
@@ -138,12 +139,20 @@ def evaluate_embeddings(
 def evaluate_counts(
     eval_set: EvalSet, counts: RankCounts, ties: str = "expected", lists: TopLists | None = None
 ) -> Evaluation:
-    """All measures from counts: of embeddings, as above, or of a run (:mod:`hybridfast.evaluation.trec`).
+    """All measures from counts: of embeddings, as above, or of a run, as below.
 
     `counts` are those of the golds of ``eval_set.relevant()``, grouped by ``eval_set.languages``; `lists` the
     first passages of each query, without which some measures of bias are left out.
     """
     return evaluate_ranked(Ranked.of(eval_set, counts, ties, lists))
+
+
+def evaluate_run(eval_set: EvalSet, run: Run) -> Evaluation:
+    """All measures of a run as trec_eval orders it; what it did not retrieve counts as never found."""
+    languages = eval_set.languages
+    language_N = np.searchsorted(languages, eval_set.passage_languages)
+    lists = TopLists.of_run(run.indptr, run.rows, run.scores, LIST_DEPTH, language_N, len(languages))
+    return evaluate_counts(eval_set, run_counts(run, eval_set), "trec", lists)
 
 
 def evaluate_ranked(ranked: Ranked) -> Evaluation:
