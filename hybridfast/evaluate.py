@@ -22,7 +22,7 @@ from hybridfast.encoder.loading import ModelSettings, setting
 from hybridfast.evaluation import readers, results, search, trec
 from hybridfast.evaluation.encode import embed
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.metrics import Evaluation, evaluate_counts, evaluate_embeddings
+from hybridfast.evaluation.metrics import LIST_DEPTH, Evaluation, evaluate_counts, evaluate_embeddings
 from hybridfast.evaluation.table import table
 
 __all__ = ["EvaluateConfig", "main"]
@@ -133,8 +133,12 @@ Result = tuple[Evaluation, trec.Run | None, dict[str, Any]]
 
 def _of_run(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     run = trec.read_run(config.run or "", eval_set)
-    evaluation = evaluate_counts(eval_set, trec.run_counts(run, eval_set), ties="trec")
-    return evaluation, run, {"notes": [*eval_set.notes, *run.notes]}
+    return _measured(eval_set, run), run, {"notes": [*eval_set.notes, *run.notes]}
+
+
+def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
+    lists = trec.top_lists_of(run, eval_set, LIST_DEPTH)
+    return evaluate_counts(eval_set, trec.run_counts(run, eval_set), "trec", lists)
 
 
 def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
@@ -152,7 +156,7 @@ def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     print(f"{config.index}: recall@{exact[0].shape[1]} against exact search {recall:.4f}")
     details["index"] = {"kind": config.index, "depth": exact[0].shape[1], "recall_of_exact": recall}
     run = trec.run_of(eval_set, *found)
-    return evaluate_counts(eval_set, trec.run_counts(run, eval_set), ties="trec"), run, details
+    return _measured(eval_set, run), run, details
 
 
 if __name__ == "__main__":

@@ -148,3 +148,74 @@ def test_numbers_outlive_a_picture_that_fails(
     summary = json.loads(text, parse_constant=pytest.fail)["evaluation"]["summary"]
     assert (summary["mAP mono"], summary["mAP cross"]) == (1.0, None)  # one language has no other
     assert f"RuntimeError: what there was by then is in {tmp_path / 'results'}" in capsys.readouterr().err
+
+
+def write_rows(path: Path) -> Path:
+    texts = {"en": ["red fox", "blue sea", "red sea"], "de": ["roter fuchs", "blaues meer", "rotes meer"]}
+    rows = [
+        {"id": str(i), "lang": lang, "query": text, "passage": text}
+        for lang, of_language in texts.items()
+        for i, text in enumerate(of_language)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())["evaluation"]["summary"]
+
+
+def test_a_written_run_is_evaluated_like_the_model(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["--dataset", str(write_rows(tmp_path / "rows.jsonl"))]
+    ours, theirs, alone = (tmp_path / name for name in ("ours", "theirs", "alone"))
+    command.main(["--model", str(model_folder), *rows, "--write_run", "True", "--output_dir", str(ours)])
+    assert len((ours / "run.trec").read_text().splitlines()) == 36
+    assert len((ours / "qrels.trec").read_text().splitlines()) == 12
+    run = ["--run", str(ours / "run.trec")]
+    command.main([*run, *rows, "--output_dir", str(theirs)])
+    assert summary(ours).keys() == summary(theirs).keys()
+    assert summary(theirs)["mAP mono"] == summary(ours)["mAP mono"] == 1  # no ties in a language
+    # Without the data set: languages from tables.
+    table = tmp_path / "de.tsv"
+    passages = {line.split()[2] for line in (ours / "qrels.trec").read_text().splitlines()}
+    table.write_text("".join(f"{name} de\n" for name in sorted(passages)[3:]))
+    asked = tmp_path / "asked.tsv"
+    asked.write_text("0-de de\n1-de de\n2-de de\n")
+    qrels = ["--qrels", str(ours / "qrels.trec"), "--passage_languages", str(table)]
+    capsys.readouterr()
+    command.main(
+        [*run, *qrels, "--query_languages", str(asked), "--language", "en", "--output_dir", str(alone)]
+    )
+    assert summary(alone) == summary(theirs)
+    assert "| run |" in capsys.readouterr().out
+
+
+def test_an_index_reports_its_recall(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    rows = ["--dataset", str(write_rows(tmp_path / "rows.jsonl"))]
+    output = ["--output_dir", str(tmp_path / "out"), "--run_depth", "2", "--write_run", "True"]
+    command.main(["--model", str(model_folder), *rows, "--index", "hnsw", *output])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["index"].keys() == {"kind", "depth", "recall_of_exact"}
+    assert metrics["index"]["depth"] == 2
+    assert 0.5 <= metrics["index"]["recall_of_exact"] <= 1
+    assert "hnsw: recall@2 against exact search" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 12
+
+
+def test_what_a_reader_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qrels").write_text("q 0 a 1\nr 0 a 0\n")
+    (tmp_path / "run").write_text("q Q0 a 1 0.5 x\nz Q0 a 1 0.5 x\n")
+    flags = ["--run", str(tmp_path / "run"), "--qrels", str(tmp_path / "qrels"), "--language", "en"]
+    command.main([*flags, "--output_dir", str(tmp_path / "out")])
+    notes = [
+        "1 queries without a relevant passage are left out; the first: 'r'",
+        "1 lines of the run name queries that are not in the set; they are left out; the first: 'z' at "
+        f"{tmp_path / 'run'}:2",
+    ]
+    assert capsys.readouterr().out.splitlines()[:2] == notes
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"] == notes

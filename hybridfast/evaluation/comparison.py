@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfast.evaluation.ranked import Ranked
-from hybridfast.evaluation.significance import Floats, Sample, bootstrap, holm, interval, mixed, sign_flip_test
+from hybridfast.evaluation.significance import (
+    Floats,
+    Sample,
+    bootstrap,
+    holm,
+    interval,
+    mixed,
+    sign_flip_test,
+)
 from hybridfast.evaluation.table import figure_text, layout
 
 __all__ = ["SUMMARY", "Comparison", "Difference", "Estimate", "compare"]
@@ -177,7 +185,8 @@ def compare(
     differences: dict[str, dict[str, Difference]] = {}
     if pairs_at:
         parts_CF = np.stack(
-            [pile.contributions(ours) - pile.contributions(theirs) for ours, theirs in pairs_at.values()], axis=1
+            [pile.contributions(ours) - pile.contributions(theirs) for ours, theirs in pairs_at.values()],
+            axis=1,
         )
         defined_F = ~np.isnan([pile.samples[ours[0]].value for ours, _ in pairs_at.values()])
         p_F = np.where(defined_F, sign_flip_test(parts_CF, resamples, seed), np.nan)

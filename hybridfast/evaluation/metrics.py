@@ -17,7 +17,7 @@ from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.ranks import RankCounts, rank_counts
 from hybridfast.evaluation.toplists import TopLists, top_lists
 
-__all__ = ["Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
+__all__ = ["LIST_DEPTH", "Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
 
 LIST_DEPTH = 100  # of the lists that some measures of bias read
 
@@ -201,9 +201,7 @@ def language_bias(ranked: Ranked) -> dict[str, Any]:
     }
     result["Kendall's W"] = _mean(np.array([test["w"] for test in result["friedman"].values()]))
     within_QL = bias.places_within(places_QL)
-    within_CL = [
-        _mean_per_label(within_QL[:, i], ranked.clusters_Q, ranked.clusters) for i in range(size)
-    ]
+    within_CL = [_mean_per_label(within_QL[:, i], ranked.clusters_Q, ranked.clusters) for i in range(size)]
     if size:
         result["friedman_questions"] = asdict(bias.language_test(np.stack(within_CL, axis=1)))
     try:
