@@ -130,9 +130,8 @@ def evaluate_embeddings(
     lists = None
     if list_depth:
         lists = top_lists(
-            query_embeddings, ordered, list_depth, language_N[order_N], len(eval_set.languages), threads
-        )
-        lists = lists.renumbered(order_N)
+            query_embeddings, ordered, list_depth, language_N[order_N], len(eval_set.languages)
+        ).renumbered(order_N)
     return evaluate_counts(eval_set, counts, ties, lists)
 
 

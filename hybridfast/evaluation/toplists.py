@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["TopLists", "top_lists"]
 
-_SCORES = 1 << 24  # of one tile: 64 MB
-_QUERIES = 1024  # of one tile, at most
+_QUERIES, _PASSAGES = 512, 16_384  # of one tile: 32 MB of scores
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ def top_lists(
     k: int,
     passage_languages: ArrayLike,
     languages: int,
-    threads: int | None = None,
 ) -> TopLists:
     """Search by brute force: inner products in float32, on the device where the embeddings are.
 
@@ -68,22 +66,22 @@ def top_lists(
     device = query_rows.device
     language_N = torch.as_tensor(np.asarray(passage_languages, np.int64), device=device)
     k = min(k, len(passage_rows))
-    copies = _equal_rows(passage_rows)
-    rows_QK = torch.full((len(query_rows), k), -1, device=device)
-    scores_QK = torch.full((len(query_rows), k), -torch.inf, device=device)
+    # One place more than asked for: what stands there tells whether a list's end is a matter of chance.
+    rows_QK = torch.full((len(query_rows), k + 1), -1, device=device)
+    scores_QK = torch.full((len(query_rows), k + 1), -torch.inf, device=device)
     beyond_QL = torch.zeros((len(query_rows), languages), dtype=torch.int64, device=device)
-    for unique, members, of_unique in _tiles(copies, _SCORES // _QUERIES):
+    for unique, members, of_unique in _tiles(_equal_rows(passage_rows), _PASSAGES):
         tile = passage_rows[unique].float().T
-        height = max(1, min(_QUERIES, _SCORES // len(members)))
         spread = torch.as_tensor(of_unique, device=device) if len(members) > len(unique) else None
         member_rows = torch.as_tensor(members, device=device)
+        height = max(1, min(_QUERIES, _QUERIES * _PASSAGES // len(members)))
         for begin in range(0, len(query_rows), height):
             block = slice(begin, begin + height)
-            scores = query_rows[block].float() @ tile
+            scores = _product(query_rows[block].float(), tile)
             if spread is not None:
                 scores = scores[:, spread]
             _merge(rows_QK[block], scores_QK[block], beyond_QL[block], scores, member_rows, language_N)
-    rows, values = rows_QK.cpu().numpy(), scores_QK.cpu().numpy()
+    rows, values = rows_QK[:, :k].cpu().numpy(), scores_QK[:, :k].cpu().numpy()
     order_QK = np.lexsort((-rows, -values), axis=1)
     return TopLists(
         np.take_along_axis(rows, order_QK, axis=1),
@@ -91,6 +89,12 @@ def top_lists(
         beyond_QL.cpu().numpy(),
         language_N.cpu().numpy(),
     )
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.device.type != "cpu":
+        return left @ right
+    return torch.from_numpy(left.numpy() @ right.numpy())  # OpenBLAS is a third faster than torch on some CPUs
 
 
 def _merge(
@@ -102,17 +106,20 @@ def _merge(
     languages: torch.Tensor,
 ) -> None:
     """Put a tile's scores into the lists of its queries, in place."""
-    k = rows.shape[1]
-    new, at = scores.topk(min(k, scores.shape[1]), dim=1)
+    k = rows.shape[1] - 1
+    new, at = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     all_values, all_rows = torch.cat([values, new], dim=1), torch.cat([rows, members[at]], dim=1)
-    merged, kept = all_values.topk(k, dim=1)
-    last = merged[:, -1:]
-    # Passages seen before that tie with a last score that has risen stood above the old one: all are listed.
-    beyond[values[:, -1] < last[:, 0]] = 0
-    left_out = (values == last).sum(1) + (scores == last).sum(1) - (merged == last).sum(1)
-    some = torch.nonzero((left_out > 0) & last[:, 0].isfinite())[:, 0]
+    merged, kept = all_values.topk(k + 1, dim=1)
     merged_rows = all_rows.gather(1, kept)
-    for listed, where, sign in ((values, rows, 1), (scores, members, 1), (merged, merged_rows, -1)):
+    last = merged[:, k - 1 : k]
+    # Passages seen before that tie with a last score that has risen stood above the old one: all are listed.
+    beyond[values[:, k - 1] < last[:, 0]] = 0
+    some = torch.nonzero((merged[:, k] == last[:, 0]) & last[:, 0].isfinite())[:, 0]
+    for listed, where, sign in (
+        (values[:, :k], rows, 1),
+        (scores, members, 1),
+        (merged[:, :k], merged_rows, -1),
+    ):
         query, place = torch.nonzero(listed[some] == last[some], as_tuple=True)
         tied = where[place] if where.ndim == 1 else where[some][query, place]
         one = torch.full((len(tied),), sign, dtype=torch.int64, device=tied.device)
