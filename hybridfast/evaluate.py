@@ -27,7 +27,7 @@ from hybridfast.evaluation import readers, results, search, trec
 from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.encode import embed
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings, evaluate_run
+from hybridfast.evaluation.metrics import LIST_DEPTH, Evaluation, evaluate_counts, evaluate_embeddings
 from hybridfast.evaluation.ranked import Ranked
 
 __all__ = ["EvaluateConfig", "main"]
@@ -42,8 +42,8 @@ class EvaluateConfig(ModelSettings):
     model: list[str] = field(  # type: ignore[assignment]
         default_factory=list,
         metadata={
-            "help": "SentenceTransformer or transformers encoder: a folder or a hub name. Several are compared. "
-            "Needed without run and compare."
+            "help": "SentenceTransformer or transformers encoder: a folder or a hub name. Several are "
+            "compared. Needed without run and compare."
         },
     )
     dataset: str = setting(
@@ -77,7 +77,8 @@ class EvaluateConfig(ModelSettings):
         None, "Compare these folders of earlier evaluations or training runs, from the ranks stored in them."
     )
     baseline: str | None = setting(
-        None, "Of several, the one that differences are taken from, by its name in the table. Default: the first."
+        None,
+        "Of several, the one that differences are taken from, by its name in the table. Default: the first.",
     )
     resamples: int = setting(10_000, "Of questions, for the intervals and tests of the table.")
     index: Literal["exact", "hnsw", "ivf"] = setting(
@@ -95,7 +96,7 @@ class EvaluateConfig(ModelSettings):
             super().__post_init__()
             return
         for model in self.model:
-            replace(self, model=model)
+            replace(self, model=model)  # type: ignore[arg-type]
         for name in ("eval_batch_size", "run_depth", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -127,9 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     systems = {}
     with cli.output_folder(output_dir) as output:
         for name, model in zip(names, config.model or [""], strict=True):
+            one = config if config.run else replace(config, model=model)  # type: ignore[arg-type]
             with cli.usage_errors():
-                one = config if config.run else replace(config, model=model)  # type: ignore[arg-type]
-                evaluation, run, details = _of_run(config, eval_set) if config.run else _of_model(one, eval_set)
+                evaluation, run, details = (_of_run if config.run else _of_model)(one, eval_set)
             for note in details["notes"] if not systems else ():
                 print(note)
             folder = output.folder / name if len(names) > 1 else output.folder
@@ -200,8 +201,12 @@ Result = tuple[Evaluation, trec.Run | None, dict[str, Any]]
 
 def _of_run(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     run = trec.read_run(config.run or "", eval_set)
-    evaluation = evaluate_run(eval_set, run)
-    return evaluation, run, {"notes": [*eval_set.notes, *run.notes]}
+    return _measured(eval_set, run), run, {"notes": [*eval_set.notes, *run.notes]}
+
+
+def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
+    lists = trec.top_lists_of(run, eval_set, LIST_DEPTH)
+    return evaluate_counts(eval_set, trec.run_counts(run, eval_set), "trec", lists)
 
 
 def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
@@ -219,7 +224,7 @@ def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     print(f"{config.index}: recall@{exact[0].shape[1]} against exact search {recall:.4f}")
     details["index"] = {"kind": config.index, "depth": exact[0].shape[1], "recall_of_exact": recall}
     run = trec.run_of(eval_set, *found)
-    return evaluate_run(eval_set, run), run, details
+    return _measured(eval_set, run), run, details
 
 
 if __name__ == "__main__":

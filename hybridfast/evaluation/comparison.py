@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfast.evaluation.ranked import Ranked
-from hybridfast.evaluation.significance import Floats, Sample, bootstrap, holm, interval, mixed, sign_flip_test
+from hybridfast.evaluation.significance import (
+    Floats,
+    Sample,
+    bootstrap,
+    holm,
+    interval,
+    mixed,
+    sign_flip_test,
+)
 from hybridfast.evaluation.table import figure_text, layout
 
 __all__ = ["SUMMARY", "Comparison", "Difference", "Estimate", "compare"]
@@ -31,8 +39,8 @@ _LEVEL = 0.05
 class Estimate:
     """A figure, the mean of its `seeds` runs, with a 95 % interval of questions and seeds together.
 
-    `se_questions` is the bootstrap's standard error, runs held fixed; `sd_seeds` the sample standard deviation
-    of the runs on all questions, NaN for one run.
+    `se_questions` is the bootstrap's standard error, runs held fixed; `sd_seeds` the sample standard
+    deviation of the runs on all questions, NaN for one run.
     """
 
     value: float
@@ -47,8 +55,8 @@ class Estimate:
 class Difference:
     """A figure less the baseline's, over the queries where both are defined, with its 95 % interval.
 
-    `p` is that of the sign-flip test over questions; `p_holm` is adjusted for all comparisons of the table, NaN
-    for figures outside it.
+    `p` is that of the sign-flip test over questions; `p_holm` is adjusted for all comparisons of the table,
+    NaN for figures outside it.
     """
 
     value: float
@@ -128,8 +136,8 @@ def compare(
 
     `systems` maps a name to its ranks, or to those of several runs that differ in their seed. Intervals come
     from a bootstrap over questions, the same draws for all systems, and over runs where there are several;
-    p-values from a sign-flip test over questions (:mod:`hybridfast.evaluation.significance`). `family` are the
-    figures of the table, whose comparisons share Holm's correction. Equal arguments give equal results.
+    p-values from a sign-flip test over questions (:mod:`hybridfast.evaluation.significance`). `family` are
+    the figures of the table, whose comparisons share Holm's correction. Equal arguments give equal results.
 
     Raises:
         ValueError: no system, an unknown baseline or figure, or systems that were not asked the same.
@@ -180,7 +188,8 @@ def compare(
     differences: dict[str, dict[str, Difference]] = {}
     if pairs_at:
         parts_CF = np.stack(
-            [pile.contributions(ours) - pile.contributions(theirs) for ours, theirs in pairs_at.values()], axis=1
+            [pile.contributions(ours) - pile.contributions(theirs) for ours, theirs in pairs_at.values()],
+            axis=1,
         )
         defined_F = ~np.isnan([pile.samples[ours[0]].value for ours, _ in pairs_at.values()])
         p_F = np.where(defined_F, sign_flip_test(parts_CF, resamples, seed), np.nan)

@@ -55,25 +55,24 @@ class Texts:
 
     def add(self, name: object, text: object, language: object, file: Path | str, line: int) -> None:
         """Raises ValueError naming the file and line for an id, text or language that is none."""
-        place = f"{file}:{line}"
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{place}: the id must be text or an integer, got {name!r}")
+            raise ValueError(f"{file}:{line}: the id must be text or an integer, got {name!r}")
         if not isinstance(text, str):
-            raise ValueError(f"{place}: the text of {name!r} must be text, got {text!r}")
+            raise ValueError(f"{file}:{line}: the text of {name!r} must be text, got {text!r}")
         name = name.strip()
         if name in self.row:
-            self.repeated.add(f"{name!r} at {place}")
+            self.repeated.add(f"{name!r} at {file}:{line}")
             return
         if language is None or language == "":
             if self.language is None:
-                raise ValueError(f"{place}: {name!r} has no lang (or pass language)")
+                raise ValueError(f"{file}:{line}: {name!r} has no lang (or pass language)")
             language = self.language
         try:
             tag = language_tag(language)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+            raise ValueError(f"{file}:{line}: {error}") from None
         self.row[name] = len(self.ids)
         self.ids.append(name)
         self.languages.append(tag)

@@ -16,9 +16,8 @@ from hybridfast.evaluation.measures import MEASURES, Floats
 from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.ranks import RankCounts, rank_counts
 from hybridfast.evaluation.toplists import TopLists, top_lists
-from hybridfast.evaluation.trec import Run, run_counts
 
-__all__ = ["Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked", "evaluate_run"]
+__all__ = ["LIST_DEPTH", "Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
 
 LIST_DEPTH = 100  # of the lists that some measures of bias read
 
@@ -123,7 +122,7 @@ def evaluate_embeddings(
     if (np.diff(order_N) > 0).all():
         ordered: Any = passage_embeddings
     else:
-        ordered = passage_embeddings[order_N]  # type: ignore[index, call-overload]
+        ordered = passage_embeddings[order_N]  # type: ignore[index]
     place_N = np.empty_like(order_N)
     place_N[order_N] = np.arange(len(order_N))
     golds = eval_set.gold_indptr, place_N[eval_set.gold_indices]
@@ -139,20 +138,12 @@ def evaluate_embeddings(
 def evaluate_counts(
     eval_set: EvalSet, counts: RankCounts, ties: str = "expected", lists: TopLists | None = None
 ) -> Evaluation:
-    """All measures from counts: of embeddings, as above, or of a run, as below.
+    """All measures from counts: of embeddings, as above, or of a run (:mod:`hybridfast.evaluation.trec`).
 
     `counts` are those of the golds of ``eval_set.relevant()``, grouped by ``eval_set.languages``; `lists` the
     first passages of each query, without which some measures of bias are left out.
     """
     return evaluate_ranked(Ranked.of(eval_set, counts, ties, lists))
-
-
-def evaluate_run(eval_set: EvalSet, run: Run) -> Evaluation:
-    """All measures of a run as trec_eval orders it; what it did not retrieve counts as never found."""
-    languages = eval_set.languages
-    language_N = np.searchsorted(languages, eval_set.passage_languages)
-    lists = TopLists.of_run(run.indptr, run.rows, run.scores, LIST_DEPTH, language_N, len(languages))
-    return evaluate_counts(eval_set, run_counts(run, eval_set), "trec", lists)
 
 
 def evaluate_ranked(ranked: Ranked) -> Evaluation:
@@ -182,8 +173,8 @@ def language_bias(ranked: Ranked) -> dict[str, Any]:
 
     Those per query as {"mean", "by_query_language"}, a mean over languages and each language's; beside them
     what chance gives, the tests over languages of golds, within the queries of each language ("friedman") and
-    over questions, whose translations' ranks are averaged first ("friedman_questions"), and PEER or the reason
-    why it has none.
+    over questions, whose translations' ranks are averaged first ("friedman_questions"), and PEER or the
+    reason why it has none.
     """
     size = len(ranked.languages)
     known = {
@@ -209,9 +200,7 @@ def language_bias(ranked: Ranked) -> dict[str, Any]:
     }
     result["Kendall's W"] = _mean(np.array([test["w"] for test in result["friedman"].values()]))
     within_QL = bias.places_within(places_QL)
-    within_CL = [
-        _mean_per_label(within_QL[:, i], ranked.clusters_Q, ranked.clusters) for i in range(size)
-    ]
+    within_CL = [_mean_per_label(within_QL[:, i], ranked.clusters_Q, ranked.clusters) for i in range(size)]
     if size:
         result["friedman_questions"] = asdict(bias.language_test(np.stack(within_CL, axis=1)))
     try:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) -> None:
-    """``metrics.json`` and, with an evaluation, its ranks and ``language_pairs.png`` into an existing folder."""
+    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into an existing folder."""
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
@@ -68,8 +69,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]]:
     """The ranks in folders that an evaluation or a training run has written, by the folder's name.
 
-    A folder of such folders stands for all of them. Those whose names differ in ``-seed1``, ``-seed2``, ... alone
-    are runs of one system.
+    A folder of such folders stands for all of them. Those whose names differ in ``-seed1``, ``-seed2``, ...
+    alone are runs of one system.
 
     Raises FileNotFoundError where there are no ranks, ValueError for a damaged file or a folder given twice.
     """
@@ -83,10 +84,10 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]
                 raise ValueError(f"{file.parent} is given twice")
             files[file.resolve()] = None
     folders = [file.parent for file in files]
-    twice = {name for name in (folder.name for folder in folders) if [f.name for f in folders].count(name) > 1}
+    names = Counter(folder.name for folder in folders)
     systems: dict[str, list[Ranked]] = {}
     for folder in folders:
-        name = f"{folder.parent.name}/{folder.name}" if folder.name in twice else folder.name
+        name = f"{folder.parent.name}/{folder.name}" if names[folder.name] > 1 else folder.name
         systems.setdefault(re.sub(r"-seed\d+$", "", name), []).append(ranked.read(folder / RANKS))
     return systems
 

@@ -28,8 +28,9 @@ def top_k(
     """The `k` passages of largest inner product of every query, best first: (Q, K) rows and float32 scores.
 
     K is `k` or N, whichever is less. Equal scores stand, and are cut, in trec_eval's order: by `order_N`, the
-    place of each passage's id among all ids ascending, the last first; by default by row. `queries` (Q, D)
-    and `passages` (N, D) are arrays or tensors on one device, and may be memory-mapped; workspace is O(tile).
+    place of each passage's id among all ids ascending, the last first; by default by row. Scores are those of
+    a matrix product, in which equal passages may differ by the last bit. `queries` (Q, D) and `passages`
+    (N, D) are arrays or tensors on one device, and may be memory-mapped; workspace is O(tile).
 
     Raises ValueError for `k` below 1, for shapes that do not match, and for scores that are not finite.
     """

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.judged import Judgment, Tally, Texts, fields, grade, judged_set
 from hybridfast.evaluation.ranks import RankCounts
+from hybridfast.evaluation.toplists import TopLists
 
 __all__ = [
     "Run",
@@ -30,6 +31,7 @@ __all__ = [
     "read_run",
     "run_counts",
     "run_of",
+    "top_lists_of",
     "write_qrels",
     "write_run",
 ]
@@ -111,8 +113,9 @@ def run_counts(run: Run, eval_set: EvalSet) -> RankCounts:
     languages = len(eval_set.languages)
     language_N = np.searchsorted(eval_set.languages, eval_set.passage_languages)
     golds = eval_set.gold_indices
-    greater_GL = np.full((len(golds), languages), MISSING, np.int32)
-    tied_GL, later_GL = np.zeros_like(greater_GL), np.zeros_like(greater_GL)
+    groups_G = language_N[golds].astype(np.int64)
+    greater_GL, tied_GL, later_GL = (np.zeros((len(golds), languages), np.int32) for _ in range(3))
+    greater_GL[np.arange(len(golds)), groups_G] = MISSING
     missing_G = np.ones(len(golds), bool)
     for (start, stop), (first, last) in zip(
         pairwise(run.indptr.tolist()), pairwise(eval_set.gold_indptr.tolist()), strict=True
@@ -134,8 +137,22 @@ def run_counts(run: Run, eval_set: EvalSet) -> RankCounts:
         tied_GL[g] = before_RL[tied] - before_RL[better]
         tied_GL[g, language_N[rows[place]]] -= 1  # itself
         later_GL[g] = before_RL[place] - before_RL[better]
-    groups_G = language_N[golds].astype(np.int64)
     return RankCounts(eval_set.gold_indptr, groups_G, greater_GL, tied_GL, later_GL, missing_G)
+
+
+def top_lists_of(run: Run, eval_set: EvalSet, k: int) -> TopLists:
+    """The first `k` passages of each query, for measures of bias; of tied ones those that a run has first."""
+    language_N = np.searchsorted(eval_set.languages, eval_set.passage_languages)
+    size_Q = np.diff(run.indptr)
+    query_R = np.repeat(np.arange(len(size_Q)), size_Q)
+    place_R = np.arange(len(run.rows)) - run.indptr[query_R]
+    kept_R = place_R < k
+    at = query_R[kept_R], place_R[kept_R]
+    rows_QK = np.full((len(size_Q), max(1, min(k, size_Q.max(initial=0)))), -1, np.int64)
+    scores_QK = np.full(rows_QK.shape, -np.inf, np.float32)
+    rows_QK[at], scores_QK[at] = run.rows[kept_R], run.scores[kept_R]
+    beyond_QL = np.zeros((len(size_Q), len(eval_set.languages)), np.int64)
+    return TopLists(rows_QK, scores_QK, beyond_QL, language_N)
 
 
 def read_qrels(path: str | os.PathLike[str]) -> Iterator[Judgment]:

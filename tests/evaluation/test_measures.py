@@ -73,7 +73,16 @@ def test_equals_trec_eval(seed: int, passages: int, levels: int, graded: bool) -
         for q in range(queries)
     }
     run = {str(q): dict(zip(names, passages_ND[:, q].tolist(), strict=True)) for q in range(queries)}
-    asked = {"map", "map_cut.20", "recip_rank", "ndcg", "ndcg_cut.10", "recall.1,10,100", "success.1,10", "Rprec"}
+    asked = {
+        "map",
+        "map_cut.20",
+        "recip_rank",
+        "ndcg",
+        "ndcg_cut.10",
+        "recall.1,10,100",
+        "success.1,10",
+        "Rprec",
+    }
     results = pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(run)
     counts = rank_counts(np.eye(queries, dtype="f"), passages_ND, indptr, indices_G, None, 1)
     golds = Golds.of(counts, "trec", grades_G)

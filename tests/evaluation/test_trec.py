@@ -14,14 +14,8 @@ from hypothesis import HealthCheck, given, settings
 
 from hybridfast.evaluation import search, trec
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.metrics import (
-    average_precision,
-    evaluate_counts,
-    evaluate_embeddings,
-    ndcg,
-    recall,
-    reciprocal_rank,
-)
+from hybridfast.evaluation.measures import Golds, average_precision, ndcg, recall, reciprocal_rank
+from hybridfast.evaluation.metrics import evaluate_counts, evaluate_embeddings
 
 QUERIES, PASSAGES = 23, 60  # small enough for a sort, large enough for ties and for languages of unlike size
 
@@ -33,6 +27,8 @@ def problem(request: pytest.FixtureRequest) -> tuple[EvalSet, np.ndarray, np.nda
     languages = np.array(["de", "en", "sw"])
     golds = [np.flatnonzero(rng.random(PASSAGES) < 0.1) for _ in range(QUERIES)]
     golds = [rows if len(rows) else np.array([query]) for query, rows in enumerate(golds)]
+    grades = rng.integers(0, 4, size=sum(map(len, golds)))
+    grades[np.cumsum([0, *map(len, golds[:-1])])] = 1  # something is relevant to each
     names = rng.permutation([f"p{number}" for number in range(PASSAGES)])  # ids that do not sort as rows do
     eval_set = EvalSet(
         name="random",
@@ -43,7 +39,7 @@ def problem(request: pytest.FixtureRequest) -> tuple[EvalSet, np.ndarray, np.nda
         passage_languages=languages[rng.choice(3, PASSAGES, p=[0.6, 0.3, 0.1])].tolist(),
         gold_indptr=np.cumsum([0, *map(len, golds)]),
         gold_indices=np.concatenate(golds),
-        grades=np.ones(sum(map(len, golds)), np.int64),
+        grades=grades,
         query_ids=[f"q{query}" for query in range(QUERIES)],
         passage_ids=names.tolist(),
     )
@@ -77,12 +73,12 @@ def test_equals_trec_eval(
         tmp_path / "run", tmp_path / "qrels", {"map", "recip_rank", "ndcg_cut.10", "recall.10"}
     )
     counts = trec.run_counts(trec.read_run(tmp_path / "run", eval_set), eval_set)
-    ranks, indptr = counts.ranks("trec"), counts.gold_indptr
+    golds = Golds.of(counts, "trec", eval_set.relevant().grades)
     for name, values in (
-        ("map", average_precision(ranks, indptr)),
-        ("recip_rank", reciprocal_rank(ranks, indptr)),
-        ("ndcg_cut_10", ndcg(ranks, indptr, 10)),
-        ("recall_10", recall(ranks, indptr, 10)),
+        ("map", average_precision(golds)),
+        ("recip_rank", reciprocal_rank(golds)),
+        ("ndcg_cut_10", ndcg(golds, 10)),
+        ("recall_10", recall(golds, 10)),
     ):
         theirs = [expected[query][name] for query in eval_set.query_ids]
         np.testing.assert_allclose(values, theirs, rtol=0, atol=1e-12, err_msg=name)
@@ -92,14 +88,13 @@ def test_equals_trec_eval(
 def test_a_whole_run_is_the_exact_evaluation(problem: tuple[EvalSet, np.ndarray, np.ndarray]) -> None:
     """In all pools, for ties of every kind; the order of ids is that of rows here."""
     eval_set, queries, passages = problem
-    order = np.argsort(trec.id_order(eval_set))
-    passages = passages[order]
     eval_set.passage_ids.sort()
     run = trec.run_of(eval_set, *search.top_k(queries, passages, PASSAGES))
     counts = trec.run_counts(run, eval_set)
     for ties in ("expected", "best", "worst", "trec"):
-        exact = evaluate_embeddings(eval_set, queries, passages, ties)
-        assert evaluate_counts(eval_set, counts, ties).to_dict() == exact.to_dict()
+        exact = evaluate_embeddings(eval_set, queries, passages, ties, list_depth=PASSAGES)
+        lists = trec.top_lists_of(run, eval_set, PASSAGES)
+        assert evaluate_counts(eval_set, counts, ties, lists).to_dict() == exact.to_dict()
 
 
 def test_what_was_not_retrieved_has_no_rank(problem: tuple[EvalSet, np.ndarray, np.ndarray]) -> None:
@@ -107,6 +102,7 @@ def test_what_was_not_retrieved_has_no_rank(problem: tuple[EvalSet, np.ndarray, 
     rows, scores = search.top_k(queries, passages, 10)
     run = trec.run_of(eval_set, rows, scores)
     counts = trec.run_counts(run, eval_set)
+    eval_set = eval_set.relevant()
     query_G = np.repeat(np.arange(QUERIES), np.diff(eval_set.gold_indptr))
     found = [gold in rows[query] for query, gold in zip(query_G, eval_set.gold_indices, strict=True)]
     for ties in ("expected", "best", "worst", "trec"):
@@ -269,7 +265,7 @@ def test_damaged_files_are_named_or_read_as_trec_eval_does(tmp_path: Path, files
     if eval_set is None:
         return
     counts = trec.run_counts(runs[0], eval_set)
-    ours = average_precision(counts.ranks("trec"), counts.gold_indptr)
+    ours = average_precision(Golds.of(counts, "trec"))
     lines = {name: list(parsed(files[name])) for name in ("run", "qrels")}
     judged: dict[str, dict[str, int]] = {}
     for query, _, passage, grade in lines["qrels"]:
