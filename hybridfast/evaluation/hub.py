@@ -1,0 +1,50 @@
+"""Files of published data sets, fetched once into the caches of `datasets` and the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["files_at_addresses", "folder_of", "rows_of"]
+
+
+def files_at_addresses(name: str, addresses: Mapping[str, str]) -> dict[str, Path]:
+    """The files at these addresses, by the same keys. Raises OSError where they cannot be had."""
+    from datasets import DownloadManager
+
+    with _reported(name):
+        paths = DownloadManager(dataset_name=name).download(dict(addresses))
+    return {key: Path(path) for key, path in paths.items()}
+
+
+def folder_of(name: str, patterns: list[str]) -> Path:
+    """A folder with the files of a data set on the hub that match. Raises OSError where it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    with _reported(name):
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+
+
+def rows_of(name: str, config: str | None, split: str) -> Dataset:
+    """The rows of a data set on the hub. Raises OSError where it cannot be had."""
+    from datasets import load_dataset
+
+    with _reported(name):
+        return load_dataset(name, config, split=split)
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of whatever library carries the request
+        message = str(error).strip().split("\n")[0]
+        raise OSError(
+            f"{name} could not be downloaded ({type(error).__name__}: {message}); where you have its files, "
+            "give their folder as data_dir"
+        ) from error
