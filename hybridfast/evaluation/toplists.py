@@ -94,7 +94,9 @@ def top_lists(
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.device.type != "cpu":
         return left @ right
-    return torch.from_numpy(left.numpy() @ right.numpy())  # OpenBLAS is a third faster than torch on some CPUs
+    return torch.from_numpy(
+        left.numpy() @ right.numpy()
+    )  # OpenBLAS is a third faster than torch on some CPUs
 
 
 def _merge(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.judged import Judgment, Tally, Texts, fields, grade, judged_set
+from hybridfast.evaluation.judged import BLANKS, Judgment, Tally, Texts, fields, grade, judged_set
 from hybridfast.evaluation.ranks import RankCounts
 from hybridfast.evaluation.toplists import TopLists
 
@@ -247,11 +247,8 @@ def _add_new(texts: Texts, name: str, file: str | os.PathLike[str], line: int) -
         texts.add(name, name, None, str(file), line)
 
 
-_BLANKS = re.compile("[ \t\n\v\f\r]+")  # of C's locale: others are part of an id
-
-
 def _names(ids: list[str]) -> list[str]:
-    names = [_BLANKS.sub("_", name) for name in ids]
+    names = [re.sub(f"[{BLANKS}]+", "_", name) for name in ids]
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
