@@ -17,7 +17,7 @@ __all__ = ["files_at_addresses", "folder_of", "rows_of"]
 
 
 def files_at_addresses(name: str, addresses: Mapping[str, str]) -> dict[str, Path]:
-    """The files at these addresses, by the same keys, kept below ``$HYBRIDFAST_CACHE`` or ~/.cache/hybridfast.
+    """The files at these addresses, by the same keys; kept in ``$HYBRIDFAST_CACHE`` or ~/.cache/hybridfast.
 
     Raises OSError where they cannot be had.
     """

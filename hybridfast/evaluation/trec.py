@@ -141,7 +141,7 @@ def run_counts(run: Run, eval_set: EvalSet) -> RankCounts:
 
 
 def top_lists_of(run: Run, eval_set: EvalSet, k: int) -> TopLists:
-    """The first `k` passages of each query, for measures of bias; of tied ones those that the run has first."""
+    """The first `k` passages of each query, for measures of bias; of tied ones the run's first."""
     language_N = np.searchsorted(eval_set.languages, eval_set.passage_languages)
     size_Q = np.diff(run.indptr)
     query_R = np.repeat(np.arange(len(size_Q)), size_Q)
