@@ -37,9 +37,7 @@ def embeddings(eval_set: EvalSet, depth: int, noise: float, seed: int) -> tuple[
     question_D = rng.standard_normal((int(eval_set.clusters.max()) + 1, depth)) / depth**0.5
     about_N = rng.standard_normal((len(eval_set.passages), depth)) / depth**0.5
     query_G = np.repeat(np.arange(len(eval_set.queries)), np.diff(eval_set.gold_indptr))
-    about_N[eval_set.gold_indices] = question_D[
-        eval_set.clusters[query_G]
-    ]  # a shared gold: its last question
+    about_N[eval_set.gold_indices] = question_D[eval_set.clusters[query_G]]  # a shared one: its last
     sides = []
     for about, tags in (
         (question_D[eval_set.clusters], eval_set.query_languages),

@@ -7,23 +7,28 @@
 
     python -m hybridfast.evaluate --run bm25.trec --qrels qrels.txt --passage_languages ids.tsv --language en
 
+    python -m hybridfast.evaluate --model A B C --baseline A --dataset cldr       # side by side
+    python -m hybridfast.evaluate --compare runs/A-cldr-1 runs/compare-1          # later, without encoding
+
 prints the table of the hybrid-batch paper (arXiv 2408.10536): mAP in the three pools, recall, and the rank
-distance, which measures language bias (lower is better); writes it with a picture of all language pairs.
+distance, which measures language bias (lower is better), each with its interval; writes it with the ranks of
+every query, all other measures, and a picture of all language pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hybridfast import cli
 from hybridfast.encoder.loading import ModelSettings, setting
 from hybridfast.evaluation import readers, results, search, trec
+from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.encode import embed
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import LIST_DEPTH, Evaluation, evaluate_counts, evaluate_embeddings
-from hybridfast.evaluation.table import table
+from hybridfast.evaluation.ranked import Ranked
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -34,8 +39,12 @@ class EvaluateConfig(ModelSettings):
 
     SECTIONS = ModelSettings.SECTIONS | {"dataset": "data and output"}
 
-    model: str = setting(
-        "none", "SentenceTransformer or transformers encoder: a folder or a hub name. Needed without run."
+    model: list[str] = field(  # type: ignore[assignment]
+        default_factory=list,
+        metadata={
+            "help": "SentenceTransformer or transformers encoder: a folder or a hub name. Several are "
+            "compared. Needed without run and compare."
+        },
     )
     dataset: str = setting(
         "cldr",
@@ -64,6 +73,14 @@ class EvaluateConfig(ModelSettings):
         None, "Lines 'id language' for qrels: the passages of the pool. Others are in --language."
     )
     query_languages: str | None = setting(None, "Lines 'id language' for qrels' queries, likewise.")
+    compare: list[str] | None = setting(
+        None, "Compare these folders of earlier evaluations or training runs, from the ranks stored in them."
+    )
+    baseline: str | None = setting(
+        None,
+        "Of several, the one that differences are taken from, by its name in the table. Default: the first.",
+    )
+    resamples: int = setting(10_000, "Of questions, for the intervals and tests of the table.")
     index: Literal["exact", "hnsw", "ivf"] = setting(
         "exact", "exact: all passages are ranked. Or an approximate index of faiss, which finds run_depth."
     )
@@ -75,12 +92,17 @@ class EvaluateConfig(ModelSettings):
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eval_batch_size", "run_depth"):
+        if isinstance(self.model, str):  # one of several
+            super().__post_init__()
+            return
+        for model in self.model:
+            replace(self, model=model)  # type: ignore[arg-type]
+        for name in ("eval_batch_size", "run_depth", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if (self.model == "none") == (self.run is None):
-            raise ValueError(f"give either model or run, got model {self.model} and run {self.run}")
+        if sum(map(bool, (self.model, self.run, self.compare))) != 1:
+            given = f"model {' '.join(self.model)}, run {self.run}, compare {' '.join(self.compare or [])}"
+            raise ValueError(f"give one of model, run and compare, got {given}")
         if self.run is None and self.qrels is not None:
             raise ValueError("qrels hold no texts to encode: they need run; for a model give a dataset")
         if self.run is not None and (self.index != "exact" or self.write_run):
@@ -90,27 +112,73 @@ class EvaluateConfig(ModelSettings):
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
-    name = Path(config.run).stem if config.run else Path(config.model).name
     with cli.usage_errors():
-        output_dir = cli.check_output_folder(
-            config.output_dir or cli.next_free(f"{name}-{Path(config.qrels or config.dataset).stem}")
-        )
+        output_dir = cli.check_output_folder(config.output_dir or cli.next_free(_title(config)))
+        if config.compare:
+            systems = results.read_runs(config.compare)
+            comparison = _compare(config, systems)
+            with cli.output_folder(output_dir) as output:
+                results.write_comparison(output.folder, comparison)
+            print(f"\nWrote {output.path}/comparison.json and {output.path}/results.md")
+            return
         eval_set = _read(config)
-        evaluation, run, details = _of_run(config, eval_set) if config.run else _of_model(config, eval_set)
-    for note in details["notes"]:
-        print(note)
-    print(table({name: evaluation.summary()}))
+        names = [Path(config.run).stem] if config.run else _names(config.model)
+        if config.baseline is not None and config.baseline not in names:
+            raise ValueError(f"baseline must be one of {', '.join(names)}, got {config.baseline!r}")
+    systems = {}
     with cli.output_folder(output_dir) as output:
-        try:
-            results.write(output.folder, evaluation, {"config": asdict(config), **details})
-            if config.write_run and run is not None:
-                trec.write_run(output.folder / "run.trec", run, eval_set, name)
-                trec.write_qrels(output.folder / "qrels.trec", eval_set)
-        finally:  # the numbers outlive a picture that fails
-            output.keep = (output.folder / "metrics.json").is_file()
-    print(f"\nWrote {output.path}/metrics.json and {output.path}/language_pairs.png")
+        for name, model in zip(names, config.model or [""], strict=True):
+            one = config if config.run else replace(config, model=model)  # type: ignore[arg-type]
+            with cli.usage_errors():
+                evaluation, run, details = (_of_run if config.run else _of_model)(one, eval_set)
+            for note in details["notes"] if not systems else ():
+                print(note)
+            folder = output.folder / name if len(names) > 1 else output.folder
+            folder.mkdir(exist_ok=True)
+            if evaluation.ranked is not None:
+                systems[name] = [evaluation.ranked]
+            try:
+                results.write(folder, evaluation, {"config": asdict(one), **details})
+                if config.write_run and run is not None:
+                    trec.write_run(folder / "run.trec", run, eval_set, name)
+                    trec.write_qrels(folder / "qrels.trec", eval_set)
+            finally:  # the numbers outlive a picture that fails
+                output.keep |= (folder / "metrics.json").is_file()
+        with cli.usage_errors():
+            results.write_comparison(output.folder, _compare(config, systems))
+    there = f"{output.path}/MODEL" if len(names) > 1 else str(output.path)
+    print(f"\nWrote {there}/metrics.json, ranks.parquet and language_pairs.png; {output.path}/results.md")
     if config.write_run:
-        print(f"Wrote {output.path}/run.trec and {output.path}/qrels.trec")
+        print(f"Wrote {there}/run.trec and {there}/qrels.trec")
+
+
+def _title(config: EvaluateConfig) -> str:
+    """Of the folder, where none is given."""
+    if config.compare:
+        return "comparison"
+    names = [Path(config.run).stem] if config.run else _names(config.model)
+    return f"{'-'.join(names)}-{Path(config.qrels or config.dataset).stem}"
+
+
+def _names(models: list[str]) -> list[str]:
+    """The last part of each path or hub name, or all of it where two are alike.
+
+    Raises ValueError for a model given twice.
+    """
+    names = [Path(model).name for model in models]
+    if len(set(names)) < len(names):
+        names = [model.strip("/").replace("/", "--") for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model must name each model once, got {' '.join(models)}")
+    return names
+
+
+def _compare(config: EvaluateConfig, systems: dict[str, list[Ranked]]) -> Comparison:
+    """The table, printed; of differences from the baseline where there are several."""
+    baseline = config.baseline or (next(iter(systems)) if len(systems) > 1 else None)
+    comparison = compare(systems, baseline, resamples=config.resamples)
+    print(comparison.table())
+    return comparison
 
 
 def _read(config: EvaluateConfig) -> EvalSet:

@@ -15,8 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridfast import cli
-from hybridfast.evaluation import table
+from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.evaluation.ranked import Ranked
+from hybridfast.evaluation.results import write_comparison
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type
@@ -39,13 +41,13 @@ def main(argv: list[str] | None = None) -> None:
             except LossNotFinite as error:
                 cli.fail(str(error))
             return
-    summaries: dict[str, list[dict[str, float]]] = {}
+    systems: dict[str, list[Ranked]] = {}
     runs = list(project.runs())
     with cli.output_folder(output_dir) as output:
         if config.eval_before:
             with cli.usage_errors():
                 untrained = project.evaluate(project.new_model(config.seed))
-            _add(summaries, "untrained", untrained, output.folder)
+            _add(config, systems, "untrained", untrained, output.folder)
         for name, run in runs:
             title = name if config.num_seeds == 1 else f"{name}-seed{run.seed}"
             folder, there = output.folder, output.path
@@ -67,21 +69,30 @@ def main(argv: list[str] | None = None) -> None:
                 evaluation = project.evaluate(model)
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
-            _add(summaries, name, evaluation, output.folder)
+            _add(config, systems, name, evaluation, output.folder)
             save_results(folder, run, training, evaluation)
     if project.eval_set is not None:
         print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
-        print(table.table(summaries))
+        print(_table(config, systems).table())
     _closing_words(config, output.path, several=len(runs) > 1)
 
 
 def _add(
-    summaries: dict[str, list[dict[str, float]]], name: str, evaluation: Evaluation | None, folder: Path
+    config: TrainConfig,
+    systems: dict[str, list[Ranked]],
+    name: str,
+    evaluation: Evaluation | None,
+    folder: Path,
 ) -> None:
     """One more evaluation in the table, which is written anew: the next run may fail."""
-    if evaluation:
-        summaries.setdefault(name, []).append(evaluation.summary())
-        (folder / "results.md").write_text(table.table(summaries) + "\n", encoding="utf-8")
+    if evaluation and evaluation.ranked:
+        systems.setdefault(name, []).append(evaluation.ranked)
+        write_comparison(folder, _table(config, systems))
+
+
+def _table(config: TrainConfig, systems: dict[str, list[Ranked]]) -> Comparison:
+    baseline = config.baseline or ("mono" if "mono" in systems else next(iter(systems)))
+    return compare(systems, baseline if baseline in systems and len(systems) > 1 else None)
 
 
 def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> None:

@@ -26,6 +26,8 @@ EVAL_SET = EvalSet(
     gold_indices=np.array([0, 2, 0, 2]),
 )
 
+WRITTEN = ["comparison.json", "language_pairs.png", "metrics.json", "ranks.parquet", "results.md"]
+
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
@@ -74,7 +76,9 @@ def test_the_command_prints_and_writes(
     assert metrics["evaluation"]["summary"]["mAP mono"] == 1.0
     assert metrics["environment"]["torch"]
     assert (output / "language_pairs.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in output.iterdir()) == ["language_pairs.png", "metrics.json"]
+    low, value, high = (metrics["evaluation"]["figures"]["mAP mono"][key] for key in ("low", "value", "high"))
+    assert low <= value <= high
+    assert sorted(path.name for path in output.iterdir()) == WRITTEN
 
 
 @pytest.mark.parametrize(
@@ -89,10 +93,13 @@ def test_the_command_prints_and_writes(
             "MLQA-R's, ar, de, en, es, hi, vi, zh, got",
         ),
         (["--languages", "de", "fr"], "languages must be of cldr's"),
-        (["--run", "a.trec"], "give either model or run"),
+        (["--run", "a.trec"], "give one of model, run and compare"),
         (["--qrels", "a.txt"], "qrels hold no texts to encode"),
         (["--run_depth", "0"], "run_depth must be >= 1, got 0"),
         (["--dataset", "xquad-r", "--data_dir", "/missing"], "/missing"),
+        (["--resamples", "0"], "resamples must be >= 1, got 0"),
+        (["--compare", "a"], "give one of model, run and compare"),
+        (["--baseline", "b"], "baseline must be one of lexical, got 'b'"),
         (["--eval_batch_size", "0"], "eval_batch_size must be >= 1, got 0"),
         (["--model", "./missing"], "./missing: no such model folder"),
         (["--output_dir", "FULL"], "exists and is not empty"),
@@ -143,7 +150,7 @@ def test_numbers_outlive_a_picture_that_fails(
     flags = ["--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "results")]
     with pytest.raises(RuntimeError, match="no font"):
         command.main(["--model", str(model_folder), *flags])
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["metrics.json", "ranks.parquet"]
     text = (tmp_path / "results" / "metrics.json").read_text()
     summary = json.loads(text, parse_constant=pytest.fail)["evaluation"]["summary"]
     assert (summary["mAP mono"], summary["mAP cross"]) == (1.0, None)  # one language has no other
@@ -219,3 +226,49 @@ def test_what_a_reader_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     assert capsys.readouterr().out.splitlines()[:2] == notes
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"] == notes
+
+
+def rows_file(folder: Path) -> str:
+    """Four facts in two languages, whose passages share no word with each other."""
+    texts = {"en": ["red fox", "blue sea", "old tree", "warm sun"], "de": ["fuchs", "meer", "baum", "sonne"]}
+    rows = [
+        {"id": str(i), "lang": lang, "query": text, "passage": f"{text} {lang}"}
+        for lang, of in texts.items()
+        for i, text in enumerate(of)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "rows.jsonl")
+
+
+def test_models_side_by_side_and_again_from_their_ranks(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    loading.build_static(loading.train_tokenizer(["warm sun", "meer"], 60), 8).save(str(other))
+    rows, both = rows_file(tmp_path), tmp_path / "both"
+    flags = ["--dataset", rows, "--resamples", "50"]
+    command.main(
+        ["--model", str(model_folder), str(other), *flags, "--baseline", "other", "--output_dir", str(both)]
+    )
+    out = capsys.readouterr().out
+    assert "differs from other: sign-flip test over questions" in out
+    assert "4 questions, 50 resamples" in out
+    assert sorted(path.name for path in both.iterdir()) == [
+        "comparison.json",
+        "lexical",
+        "other",
+        "results.md",
+    ]
+    assert json.loads((both / "lexical" / "metrics.json").read_text())["config"]["model"] == str(model_folder)
+    for runs in ([both], [both / "lexical", both / "other"]):
+        again = tmp_path / f"again-{len(runs)}"
+        settings = ["--resamples", "50", "--baseline", "other", "--output_dir", str(again)]
+        command.main(["--compare", *map(str, runs), *settings])
+        for name in ("comparison.json", "results.md"):
+            assert (again / name).read_text() == (both / name).read_text()
+    with pytest.raises(SystemExit):
+        command.main(["--compare", str(both), "--baseline", "third", "--output_dir", str(tmp_path / "no")])
+    assert "baseline must be one of lexical, other, got 'third'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--compare", str(tmp_path / "missing")])
+    assert "missing holds no ranks.parquet" in capsys.readouterr().err

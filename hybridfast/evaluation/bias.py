@@ -1,8 +1,8 @@
 """Measures of language bias: whether a ranking treats a passage by its language.
 
-Those named after ranks read :class:`~hybridfast.evaluation.measures.Golds` of the pool of all languages, those
-named after lists :class:`~hybridfast.evaluation.toplists.TopLists` of it; all are expectations over the orders
-of tied passages unless they say otherwise. They return one float64 per query, NaN where undefined.
+Those named after ranks read :class:`~hybridfast.evaluation.measures.Golds` of the pool of all languages,
+those named after lists :class:`~hybridfast.evaluation.toplists.TopLists` of it; all are expectations over the
+orders of tied passages unless they say otherwise. They return one float64 per query, NaN where undefined.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _exposure(lists: TopLists, languages: int) -> Floats:
     chance_QK = lists.chance_QK
     key_QK = np.arange(queries)[:, None] * languages + lists.languages_QK
     certain = listed_QK & ~chance_QK
-    exposure_QL = np.bincount(key_QK[certain], weights=shared_QK[certain], minlength=queries * languages)
-    exposure_QL = exposure_QL.reshape(queries, languages)
+    exposure_QL = np.zeros((queries, languages))
+    np.add.at(exposure_QL.reshape(-1), key_QK[certain], shared_QK[certain])
     some = np.flatnonzero(chance_QK.any(axis=1))
     if some.size:  # the last class reaches beyond the list
         tied = listed_QK[some] & chance_QK[some]
@@ -197,9 +197,10 @@ def _union_correlation(rank_MU: Floats) -> Floats:
 class LanguageTest:
     """Whether ranks depend on language, over blocks that each rank some of the languages.
 
-    `statistic` is chi-squared distributed with `freedom` degrees if they do not; `p` is its upper tail. `w` is
-    0 for blocks that do not agree and 1 if all rank the languages alike. `mean_ranks` (L,) is the mean rank of
-    each language within a block on a scale from 0, always first, to 1, always last; NaN if it is in no block.
+    `statistic` is chi-squared distributed with `freedom` degrees if they do not; `p` is its upper tail. `w`
+    is 0 for blocks that do not agree and 1 if all rank the languages alike. `mean_ranks` (L,) is the mean
+    rank of each language within a block on a scale from 0, always first, to 1, always last; NaN if it is in
+    no block.
     """
 
     statistic: float
@@ -272,10 +273,10 @@ def peer(
 ) -> Floats:
     """Probability of equal expected rank: the p-value of Kruskal and Wallis over the languages of golds.
 
-    For each grade, H = (n - 1) sum_l n_l (mean_l - mean)^2 / sum (r - mean)^2 over the ranks r of the golds of
-    that grade in each language l, referred to chi-squared; `weights` (default: alike for all grades) sums the
-    grades' p-values (Yang et al., arXiv 2405.00978). Golds behind `k`, and those of infinite rank, share the
-    mean of the ranks that follow it; golds that all have one rank, or one language, give 1.
+    For each grade, H = (n - 1) sum_l n_l (mean_l - mean)^2 / sum (r - mean)^2 over the ranks r of the golds
+    of that grade in each language l, referred to chi-squared; `weights` (default: alike for all grades) sums
+    the grades' p-values (Yang et al., arXiv 2405.00978). Golds behind `k`, and those of infinite rank, share
+    the mean of the ranks that follow it; golds that all have one rank, or one language, give 1.
 
     Raises ValueError where no query has a grade with two golds of one language and golds of another: H is
     then n - 1 and the p-value a constant, whatever the ranks (0.4405 for 11 golds in 11 languages).
@@ -322,7 +323,7 @@ def _kruskal(
     rank = np.where(lost, behind_Q[query], rank)
 
     def sums(key: Integers, values: Floats | None = None, size: int = queries) -> Floats:
-        return np.bincount(key, weights=values, minlength=size)
+        return np.bincount(key, weights=values, minlength=size).astype(np.float64)
 
     count_Q = sums(query)
     mean_Q = sums(query, rank) / np.maximum(count_Q, 1)

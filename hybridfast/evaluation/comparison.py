@@ -39,8 +39,8 @@ _LEVEL = 0.05
 class Estimate:
     """A figure, the mean of its `seeds` runs, with a 95 % interval of questions and seeds together.
 
-    `se_questions` is the bootstrap's standard error, runs held fixed; `sd_seeds` the sample standard deviation
-    of the runs on all questions, NaN for one run.
+    `se_questions` is the bootstrap's standard error, runs held fixed; `sd_seeds` the sample standard
+    deviation of the runs on all questions, NaN for one run.
     """
 
     value: float
@@ -55,8 +55,8 @@ class Estimate:
 class Difference:
     """A figure less the baseline's, over the queries where both are defined, with its 95 % interval.
 
-    `p` is that of the sign-flip test over questions; `p_holm` is adjusted for all comparisons of the table, NaN
-    for figures outside it.
+    `p` is that of the sign-flip test over questions; `p_holm` is adjusted for all comparisons of the table,
+    NaN for figures outside it.
     """
 
     value: float
@@ -93,13 +93,16 @@ class Comparison:
 
     def _legend(self) -> str:
         many = max((e.seeds for of in self.estimates.values() for e in of.values()), default=1) > 1
+        spread = "± standard deviation over seeds, " if many else ""
         unit = "questions and seeds" if many else "questions"
-        legend = f"[95 % interval over {unit}; {self.questions:,} questions, {self.resamples:,} resamples]"
+        legend = (
+            f"{spread}[95 % interval over {unit}]; {self.questions:,} questions, {self.resamples:,} resamples"
+        )
         if not self.differences:
             return legend
         comparisons = len(self.differences) * len(self.family)
         return (
-            f"{legend}  * differs from {self.baseline}: sign-flip test over questions, p < {_LEVEL} after "
+            f"{legend}; * differs from {self.baseline}: sign-flip test over questions, p < {_LEVEL} after "
             f"Holm's correction for {comparisons} comparisons"
         )
 
@@ -133,8 +136,8 @@ def compare(
 
     `systems` maps a name to its ranks, or to those of several runs that differ in their seed. Intervals come
     from a bootstrap over questions, the same draws for all systems, and over runs where there are several;
-    p-values from a sign-flip test over questions (:mod:`hybridfast.evaluation.significance`). `family` are the
-    figures of the table, whose comparisons share Holm's correction. Equal arguments give equal results.
+    p-values from a sign-flip test over questions (:mod:`hybridfast.evaluation.significance`). `family` are
+    the figures of the table, whose comparisons share Holm's correction. Equal arguments give equal results.
 
     Raises:
         ValueError: no system, an unknown baseline or figure, or systems that were not asked the same.
@@ -236,8 +239,11 @@ def _paired(
 
 
 def _cell(figure: str, estimate: Estimate, difference: Difference | None) -> str:
-    text = figure_text(figure, estimate.value)
-    if text == "-":
-        return text
+    value, spread, low, high = (
+        figure_text(figure, number)
+        for number in (estimate.value, estimate.sd_seeds, estimate.low, estimate.high)
+    )
+    if value == "-":
+        return value
     mark = "*" if difference is not None and difference.significant else ""
-    return f"{text}{mark} [{figure_text(figure, estimate.low)}, {figure_text(figure, estimate.high)}]"
+    return f"{value}{'' if spread == '-' else f' ± {spread}'}{mark} [{low}, {high}]"

@@ -170,8 +170,8 @@ def average_precision(golds: Golds, k: int | None = None, divisor: str = "min") 
         raise ValueError(f"divisor must be min or R, got {divisor!r}")
     inside_C = _inside(golds, k)
     harmonic_C = _harmonic(golds.start_C, inside_C)
-    # A place j of a class holds a gold with probability r / n; then golds.before_C + 1 + (j - 1)(r - 1)/(n - 1)
-    # golds are expected within it, over start_C + j passages.
+    # Place j of a class of n, r of them golds, holds a gold with probability r / n; that is then expected to
+    # be the (before + 1 + (j - 1)(r - 1)/(n - 1))th of the query, among start + j passages.
     density_C = golds.golds_C / golds.size_C
     others_C = (golds.golds_C - 1) / np.maximum(golds.size_C - 1, 1)
     sums_C = density_C * (

@@ -122,7 +122,7 @@ def evaluate_embeddings(
     if (np.diff(order_N) > 0).all():
         ordered: Any = passage_embeddings
     else:
-        ordered = passage_embeddings[order_N]  # type: ignore[index, call-overload]
+        ordered = passage_embeddings[order_N]  # type: ignore[index]
     place_N = np.empty_like(order_N)
     place_N[order_N] = np.arange(len(order_N))
     golds = eval_set.gold_indptr, place_N[eval_set.gold_indices]
@@ -173,8 +173,8 @@ def language_bias(ranked: Ranked) -> dict[str, Any]:
 
     Those per query as {"mean", "by_query_language"}, a mean over languages and each language's; beside them
     what chance gives, the tests over languages of golds, within the queries of each language ("friedman") and
-    over questions, whose translations' ranks are averaged first ("friedman_questions"), and PEER or the reason
-    why it has none.
+    over questions, whose translations' ranks are averaged first ("friedman_questions"), and PEER or the
+    reason why it has none.
     """
     size = len(ranked.languages)
     known = {

@@ -63,7 +63,9 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     distance = figure_text("rank distance", evaluation.summary()["rank distance"])
     _title(right, "Median gold rank among all passages", f"mean rank distance {distance}", large)
     ranks = np.append(evaluation.median_rank, evaluation.rank_distance)
-    largest = max(10.0, np.max(ranks, where=np.isfinite(ranks), initial=1))  # a scale needs a width
+    largest = max(
+        10.0, np.max(ranks, where=np.isfinite(ranks), initial=1)
+    )  # a logarithmic scale needs a width
     _matrix(
         right,
         evaluation.languages,

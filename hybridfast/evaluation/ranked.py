@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,9 +84,8 @@ class Ranked:
         eval_set = eval_set.relevant()
         languages = eval_set.languages
         passage_language_N = np.searchsorted(languages, eval_set.passage_languages)
-        own_G = np.arange(len(counts.gold_groups_G)), counts.gold_groups_G
         parts = counts.greater_GL, counts.tied_GL, counts.later_GL
-        one_G = np.zeros(len(counts.gold_groups_G), np.int64)
+        own_G = np.arange(len(counts.gold_groups_G)), counts.gold_groups_G
         ranked = cls(
             name=eval_set.name,
             languages=languages,
@@ -98,14 +97,9 @@ class Ranked:
             gold_ids=[eval_set.passage_ids[row] for row in eval_set.gold_indices.tolist()],
             gold_languages_G=counts.gold_groups_G,
             grades_G=eval_set.grades,
-            own=RankCounts(
-                counts.gold_indptr, one_G, *(part[own_G][:, None] for part in parts), counts.missing_G
-            ),
-            everywhere=RankCounts(
-                counts.gold_indptr,
-                one_G,
-                *(part.sum(axis=1, keepdims=True, dtype=np.int32) for part in parts),
-                counts.missing_G,
+            own=_one_group(counts.gold_indptr, [part[own_G] for part in parts], counts.missing_G),
+            everywhere=_one_group(
+                counts.gold_indptr, [part.sum(axis=1, dtype=np.int32) for part in parts], counts.missing_G
             ),
             list_values={},
         )
@@ -150,14 +144,7 @@ class Ranked:
         key_G = self.query_G * len(self.languages) + self.gold_languages_G
         by_pool = np.argsort(key_G, kind="stable")
         key_V, start_V = np.unique(key_G[by_pool], return_index=True)
-        counts = RankCounts(
-            np.append(start_V, len(by_pool)),
-            self.own.gold_groups_G[by_pool],
-            self.own.greater_GL[by_pool],
-            self.own.tied_GL[by_pool],
-            self.own.later_GL[by_pool],
-            None if self.own.missing_G is None else self.own.missing_G[by_pool],
-        )
+        counts = _taken(self.own, np.append(start_V, len(by_pool)), by_pool)
         query_V, language_V = np.divmod(key_V, max(1, len(self.languages)))
         return Golds.of(counts, self.ties, self.grades_G[by_pool]), query_V, language_V
 
@@ -204,14 +191,7 @@ class Ranked:
     def _restricted(self, kept_G: NDArray[np.bool_]) -> Golds:
         """Some of the golds, among all passages."""
         kept_before = np.concatenate([[0], np.cumsum(kept_G)])
-        counts = RankCounts(
-            kept_before[self.everywhere.gold_indptr],
-            self.everywhere.gold_groups_G[kept_G],
-            self.everywhere.greater_GL[kept_G],
-            self.everywhere.tied_GL[kept_G],
-            self.everywhere.later_GL[kept_G],
-            None if self.everywhere.missing_G is None else self.everywhere.missing_G[kept_G],
-        )
+        counts = _taken(self.everywhere, kept_before[self.everywhere.gold_indptr], kept_G)
         return Golds.of(counts, self.ties, self.grades_G[kept_G])
 
     def places_QL(self) -> Floats:
@@ -243,9 +223,10 @@ class Ranked:
 def write(path: str | os.PathLike[str], ranked: Ranked) -> None:
     """A Parquet file with a row a query, written under a temporary name and renamed.
 
-    Columns: query, language, question; of each gold, as lists: gold, gold_language, grade, missing and how many
-    passages score higher, tie, and tie from a later row, in its own language (own_higher, own_tied, own_later)
-    and in all (higher, tied, later); then the measures that follow from the first passages of a ranking.
+    Columns: query, language, question; of each gold, as lists: gold, gold_language, grade, missing and how
+    many passages score higher, tie, and tie from a later row, in its own language (own_higher, own_tied,
+    own_later) and in all (higher, tied, later); then the measures that follow from the first passages of a
+    ranking.
     """
     indptr = pa.array(ranked.everywhere.gold_indptr, pa.int32())
     names = pa.array(ranked.languages, pa.string())
@@ -319,11 +300,10 @@ def _from_table(table: pa.Table, about: dict[str, Any]) -> Ranked:
     sizes = table.column("gold").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     missing_G = flat("missing").to_numpy(zero_copy_only=False)
-    groups_G = np.zeros(indptr[-1], np.int64)
 
     def counts(prefix: str) -> RankCounts:
-        parts = (flat(prefix + what).to_numpy()[:, None] for what in _COUNTS)
-        return RankCounts(indptr, groups_G, *parts, missing_G if missing_G.any() else None)
+        parts = [flat(prefix + what).to_numpy() for what in _COUNTS]
+        return _one_group(indptr, parts, missing_G if missing_G.any() else None)
 
     return Ranked(
         name=about["name"],
@@ -340,3 +320,17 @@ def _from_table(table: pa.Table, about: dict[str, Any]) -> Ranked:
         everywhere=counts(""),
         list_values={name: table.column(name).to_numpy() for name in about["list_values"]},
     )
+
+
+def _one_group(
+    indptr: Integers, parts: Sequence[NDArray[np.int32]], missing_G: NDArray[np.bool_] | None
+) -> RankCounts:
+    """Counts in one pool, from those of higher, tied and later passages, (G,) each."""
+    higher, tied, later = (part[:, None] for part in parts)
+    return RankCounts(indptr, np.zeros(len(higher), np.int64), higher, tied, later, missing_G)
+
+
+def _taken(counts: RankCounts, indptr: Integers, which_G: NDArray[Any]) -> RankCounts:
+    """The counts of some golds, or of all in another order, cut into queries by `indptr`."""
+    parts = [part[which_G, 0] for part in (counts.greater_GL, counts.tied_GL, counts.later_GL)]
+    return _one_group(indptr, parts, None if counts.missing_G is None else counts.missing_G[which_G])

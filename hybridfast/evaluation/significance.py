@@ -23,8 +23,9 @@ _BLOCK = 1 << 21  # draws at a time: 16 MB
 class Sample:
     """Values of one figure that is averaged within cells and then over cells, summed by cluster.
 
-    ``sums_CP`` and ``counts_CP`` are over the values of each cluster (a question) in each cell (a language, or
-    an ordered pair of them); the figure is the mean over cells that hold a value of the mean of their values.
+    ``sums_CP`` and ``counts_CP`` are over the values of each cluster (a question) in each cell (a language,
+    or an ordered pair of them); the figure is the mean over cells that hold a value of the mean of their
+    values.
     """
 
     sums_CP: Floats
@@ -39,7 +40,8 @@ class Sample:
         key_V = cluster_V[known_V] * len(names) + cell_V.ravel()
         size = number * len(names)
         sums, counts = np.bincount(key_V, value_V[known_V], size), np.bincount(key_V, minlength=size)
-        return cls(sums.reshape(number, len(names)), counts.reshape(number, len(names)).astype(np.float64))
+        shape = number, len(names)
+        return cls(sums.astype(np.float64).reshape(shape), counts.astype(np.float64).reshape(shape))
 
     @property
     def value(self) -> float:
@@ -96,9 +98,10 @@ def bootstrap(samples: Sequence[Sample], resamples: int, seed: int) -> Floats:
 def sign_flip_test(differences_CF: ArrayLike, flips: int, seed: int) -> Floats:
     """(F,) two-sided p-values of paired differences: how often a sum as large arises with random signs.
 
-    `differences_CF` (C, F) are what each cluster adds to a difference. Exchanging the systems within a cluster
-    turns its sign; if they do not differ, every pattern of signs is as likely. p = (1 + #{|sum*| >= |sum|}) /
-    (1 + flips). Fisher's randomisation test, as Smucker, Allan and Carterette (CIKM 2007) advise for IR.
+    `differences_CF` (C, F) are what each cluster adds to a difference. Exchanging the systems within a
+    cluster turns its sign; if they do not differ, every pattern of signs is as likely. p = (1 + #{|sum*| >=
+    |sum|}) / (1 + flips). Fisher's randomisation test, as Smucker, Allan and Carterette (CIKM 2007) advise
+    for IR.
     """
     differences = np.asarray(differences_CF, np.float64)
     observed_F = np.abs(differences.sum(axis=0))
@@ -137,8 +140,8 @@ def mixed(draws_SB: Floats, seed: int | Sequence[int]) -> Floats:
     """(B,) draws of the mean over seeds, of questions and seeds together, from draws of questions.
 
     `draws_SB` are the bootstrap's for each of the S runs that differ in their seed, from the same draws of
-    questions. Seeds are drawn with replacement too, and what this moves is widened by sqrt(S / (S - 1)), for S
-    values spread by that much less around their own mean than around the true one. With one seed it is the
+    questions. Seeds are drawn with replacement too, and what this moves is widened by sqrt(S / (S - 1)), for
+    S values spread by that much less around their own mean than around the true one. With one seed it is the
     draws of questions: nothing is then known of seeds. `seed` is of these draws.
     """
     seeds, resamples = draws_SB.shape

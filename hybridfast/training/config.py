@@ -144,8 +144,11 @@ class TrainConfig(ModelSettings):
     compare: bool = setting(
         False, "Train mono (alpha 1), cross (alpha 0) and hybrid with the same steps and seeds."
     )
+    baseline: str | None = setting(
+        None, "Of several, the run that the table takes differences from. Default: mono, else the first."
+    )
     seed: int = setting(0, "Decides the batches, new weights and dropout.")
-    num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean and standard deviation.")
+    num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean, deviation and interval.")
     num_workers: int = setting(2, "Native threads that build batches ahead; 0: none.")
 
     @property
@@ -183,6 +186,11 @@ class TrainConfig(ModelSettings):
             ("dimension", self.dimension >= 1, ">= 1"),
             ("vocabulary_size", self.vocabulary_size >= 2, ">= 2"),
             ("eval_batch_size", self.eval_batch_size >= 1, ">= 1"),
+            (
+                "baseline",
+                self.baseline in (None, "untrained", "mono", "cross", "hybrid"),
+                "untrained, mono, cross or hybrid",
+            ),
             ("num_seeds", self.num_seeds >= 1, ">= 1"),
             ("num_workers", self.num_workers >= 0, ">= 0"),
         ):

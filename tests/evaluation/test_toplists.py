@@ -45,7 +45,7 @@ def test_equals_a_sort(seed: int, passages: int, k: int, tile: int, levels: int)
 
 
 def test_equal_passages_tie_whatever_the_product_rounds_to() -> None:
-    """One random passage 3,001 times: columns of a matrix product may differ in their last bit, scores not."""
+    """One random passage 3,001 times: a product's columns may differ in the last bit, scores not."""
     rng = np.random.default_rng(0)
     queries_QD = rng.standard_normal((7, 77)).astype("f")
     passages_ND = np.tile(rng.standard_normal(77).astype("f"), (3001, 1))
