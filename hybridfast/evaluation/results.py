@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) -> None:
-    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into an existing folder."""
+    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into a folder."""
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
