@@ -182,12 +182,9 @@ def test_damaged_files_are_named_or_read_right(tmp_path: Path, given_files: dict
     topics, qrels, *corpus = (given_files[name] for name in files())
     rows = [row for content in corpus for row in objects(content)]
     texts = {
-        row["docid"].strip(BLANKS): f"{row['title']} {row['text']}".removeprefix(" ") for row in rows[::-1]
+        row["docid"].strip(BLANKS): " ".join(filter(None, [row["title"], row["text"]])) for row in rows[::-1]
     }
-    found = dict(zip(eval_set.passage_ids, eval_set.passages, strict=True))
-    assert {name: text.strip(BLANKS) for name, text in found.items()} == {
-        k: v.strip(BLANKS) for k, v in texts.items()
-    }
+    assert dict(zip(eval_set.passage_ids, eval_set.passages, strict=True)) == texts
     asked = [
         line.rstrip("\r").split("\t", 1)
         for line in topics.decode("utf-8-sig").split("\n")
