@@ -23,7 +23,9 @@ NAN = float("nan")
 def lists_of(scores: ArrayLike, languages: ArrayLike, k: int) -> TopLists:
     """Of given scores (Q, N), as inner products with one-hot passages."""
     scores_QN = np.asarray(scores, np.float32)
-    return top_lists(scores_QN, np.eye(scores_QN.shape[1], dtype="f"), k, languages, int(np.max(languages)) + 1)
+    return top_lists(
+        scores_QN, np.eye(scores_QN.shape[1], dtype="f"), k, languages, int(np.max(languages)) + 1
+    )
 
 
 def test_rank_distance_by_hand() -> None:
@@ -93,7 +95,7 @@ def test_awrf_by_hand() -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 7))
 def test_exposure_is_its_mean_over_the_orders_of_ties(seed: int, k: int) -> None:
-    """Six passages of three scores: each order is made by adding small numbers, and the exposures averaged."""
+    """Six passages of three scores: orders are made by adding small numbers, and their exposures averaged."""
     rng = np.random.default_rng(seed)
     scores_N, languages = rng.integers(0, 3, 6), rng.integers(0, 2, 6)
     languages[0] = 1
@@ -124,7 +126,10 @@ def test_list_correlation_equals_spearmans(seed: int, k: int) -> None:
     scores_QN = np.stack([rng.permutation(12), rng.permutation(12)])
     lists = lists_of(scores_QN, np.zeros(12, int), k)
     union = np.union1d(*lists.rows_QK)
-    inside = [np.where(np.isin(union, rows), scores[union], -1) for rows, scores in zip(lists.rows_QK, scores_QN)]
+    inside = [
+        np.where(np.isin(union, rows), scores[union], -1)
+        for rows, scores in zip(lists.rows_QK, scores_QN, strict=True)
+    ]
     expected = stats.spearmanr(*inside).statistic if k > 1 else NAN
     np.testing.assert_allclose(bias.list_correlation(lists, [0, 0]), [expected] * 2, atol=1e-12)
 
@@ -229,16 +234,16 @@ def test_peer_of_golds_that_were_not_retrieved() -> None:
         ranks = np.array([1, 2, behind, behind])
         away = ranks - ranks.mean()
         h = 3 * 2 * (away[:2].mean() ** 2 + away[2:].mean() ** 2) / (away**2).sum()
-        np.testing.assert_allclose(
-            bias.peer(lost, [0, 4], [0, 0, 1, 1], k=k), [math.erfc(math.sqrt(h / 2))]
-        )
+        np.testing.assert_allclose(bias.peer(lost, [0, 4], [0, 0, 1, 1], k=k), [math.erfc(math.sqrt(h / 2))])
     assert bias.peer([np.inf] * 4, [0, 4], [0, 0, 1, 1]) == 1
     assert bias.peer([7] * 4, [0, 4], [0, 0, 1, 1]) == 1
 
 
 def test_peer_is_refused_where_it_is_a_constant() -> None:
     """One gold in each of 11 languages: whatever the ranks, H = 10 and p = 0.4405."""
-    with pytest.raises(ValueError, match="PEER is a constant here: no query has a grade with two golds of one"):
+    with pytest.raises(
+        ValueError, match="PEER is a constant here: no query has a grade with two golds of one"
+    ):
         bias.peer(np.arange(1, 12), [0, 11], np.arange(11))
     rng = np.random.default_rng(0)
     ranks = np.concatenate([rng.permutation(50)[:11] + 1.0, [1, 2, 3, 4]])

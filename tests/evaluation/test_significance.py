@@ -72,7 +72,10 @@ def test_intervals_of_clusters_hold_their_share() -> None:
     ends = np.array([interval(draws) for draws in bootstrap(samples, 1000, 0).T])
     held = ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean()
     assert 0.93 <= held <= 0.97
-    naive = [stats.t.interval(0.95, t.sum() - 1, x[t].mean(), stats.sem(x[t])) for x, t in zip(data, there)]
+    naive = [
+        stats.t.interval(0.95, t.sum() - 1, x[t].mean(), stats.sem(x[t]))
+        for x, t in zip(data, there, strict=True)
+    ]
     assert np.mean([low <= 0 <= high for low, high in naive]) < 0.9
 
 
@@ -139,10 +142,13 @@ def test_intervals_of_seeds_and_questions_hold_their_share() -> None:
     )
     samples = [Sample(of[:, None], np.ones((clusters, 1))) for of in values.reshape(-1, clusters)]
     draws = bootstrap(samples, 500, 0).T.reshape(sets, seeds, 500)
-    held = [np.mean([low <= 0 <= high for low, high in map(interval, of)]) for of in (
-        [mixed(draws_SB, i) for i, draws_SB in enumerate(draws)],
-        draws.mean(axis=1),
-    )]
+    held = [
+        np.mean([low <= 0 <= high for low, high in map(interval, of)])
+        for of in (
+            [mixed(draws_SB, i) for i, draws_SB in enumerate(draws)],
+            draws.mean(axis=1),
+        )
+    ]
     assert 0.9 <= held[0] <= 0.97
     assert held[1] < held[0]
 
