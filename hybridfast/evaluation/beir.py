@@ -15,7 +15,7 @@ from typing import Any
 from hybridfast.data.reading import files_at, lines
 from hybridfast.evaluation import hub
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.judged import Judgment, Texts, grade, judged_set, with_title
+from hybridfast.evaluation.judged import BLANKS, Judgment, Texts, grade, judged_set, with_title
 
 __all__ = ["is_beir", "load"]
 
@@ -107,12 +107,12 @@ def _of_table(path: Path) -> Iterator[Judgment]:
         parts = text.rstrip("\r\n").split("\t")
         if not any(parts):
             continue
-        if len(parts) not in (3, 4) or not all(part.strip() for part in parts):
+        if len(parts) not in (3, 4) or not all(part.strip(BLANKS) for part in parts):
             raise ValueError(f"{path}:{line}: expected query, passage and grade between tabs, got {parts}")
         if line == 1 and not parts[-1].strip().lstrip("+-").replace(".", "", 1).isdigit():
             continue
         value = grade(parts[-1], path, line)
-        yield Judgment(parts[0].strip(), parts[-2].strip(), value, path, line)
+        yield Judgment(parts[0].strip(BLANKS), parts[-2].strip(BLANKS), value, path, line)
 
 
 def _of_rows(rows: Rows, file: Path | str) -> Iterator[Judgment]:
@@ -124,10 +124,12 @@ def _of_rows(rows: Rows, file: Path | str) -> Iterator[Judgment]:
             if missing:
                 raise ValueError(f"{file}:{line}: no {missing[0]} in {str(row)[:60]}")
             value = grade(row["score"], file, line)
-            yield Judgment(str(row["query-id"]), str(row["corpus-id"]), value, file, line)
+            pair = str(row["query-id"]).strip(BLANKS), str(row["corpus-id"]).strip(BLANKS)
+            yield Judgment(*pair, value, file, line)
             continue
         for query, passages in row.items():
             if not isinstance(passages, dict):
                 raise ValueError(f"{file}:{line}: {query!r} must have {{passage: grade}}, got {passages!r}")
             for passage, value in passages.items():
-                yield Judgment(query.strip(), passage.strip(), grade(value, file, line), file, line)
+                pair = query.strip(BLANKS), passage.strip(BLANKS)
+                yield Judgment(*pair, grade(value, file, line), file, line)

@@ -1,7 +1,10 @@
-"""Files of published data sets, fetched once into the caches of `datasets` and the hub."""
+"""Files of published data sets, fetched once: by the libraries of the hub, or from an address."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +17,30 @@ __all__ = ["files_at_addresses", "folder_of", "rows_of"]
 
 
 def files_at_addresses(name: str, addresses: Mapping[str, str]) -> dict[str, Path]:
-    """The files at these addresses, by the same keys. Raises OSError where they cannot be had."""
-    from datasets import DownloadManager
+    """The files at these addresses, by the same keys; kept in ``$HYBRIDFAST_CACHE`` or ~/.cache/hybridfast.
 
+    Raises OSError where they cannot be had.
+    """
     with _reported(name):
-        paths = DownloadManager(dataset_name=name).download(dict(addresses))
-    return {key: Path(path) for key, path in paths.items()}
+        return {key: _fetched(address) for key, address in addresses.items()}
+
+
+def _fetched(address: str) -> Path:
+    # By the standard library: datasets' own downloads need packages that it does not bring.
+    from urllib.request import urlopen
+
+    cache = Path(os.environ.get("HYBRIDFAST_CACHE") or Path.home() / ".cache" / "hybridfast")
+    kept = cache / "downloads" / hashlib.sha256(address.encode()).hexdigest()[:16] / address.split("/")[-1]
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        try:
+            with urlopen(address, timeout=60) as source, open(partial, "wb") as file:
+                shutil.copyfileobj(source, file)
+            os.replace(partial, kept)
+        finally:
+            partial.unlink(missing_ok=True)
+    return kept
 
 
 def folder_of(name: str, patterns: list[str]) -> Path:

@@ -13,7 +13,10 @@ from hybridfast.data.columns import language_tag
 from hybridfast.data.reading import lines
 from hybridfast.evaluation.evalset import EvalSet
 
-__all__ = ["Judgment", "Tally", "Texts", "fields", "grade", "judged_set", "with_title"]
+__all__ = ["BLANKS", "Judgment", "Tally", "Texts", "fields", "grade", "judged_set", "with_title"]
+
+
+BLANKS = " \t\n\v\f\r"  # of C's locale, as trec_eval cuts fields: others are part of an id
 
 
 class Judgment(NamedTuple):
@@ -57,11 +60,11 @@ class Texts:
         """Raises ValueError naming the file and line for an id, text or language that is none."""
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip(BLANKS):
             raise ValueError(f"{file}:{line}: the id must be text or an integer, got {name!r}")
         if not isinstance(text, str):
             raise ValueError(f"{file}:{line}: the text of {name!r} must be text, got {text!r}")
-        name = name.strip()
+        name = name.strip(BLANKS)
         if name in self.row:
             self.repeated.add(f"{name!r} at {file}:{line}")
             return
@@ -160,13 +163,13 @@ def fields(path: Path, columns: str, separator: str | None = None) -> Iterable[t
     count = len(columns.split())
     for line, text in lines(path):
         text = text.rstrip("\r\n")
-        if separator is None and not text.isascii():  # other blanks than C's are part of an id
-            parts = [part for part in re.split("[ \t\v\f]+", text) if part]
+        if separator is None and not text.isascii():
+            parts = [part for part in re.split(f"[{BLANKS}]+", text) if part]
         else:
             parts = text.split(separator, -1 if separator is None else count - 1)
         if not any(parts):
             continue
-        if len(parts) != count or not all(part.strip() for part in parts):
+        if len(parts) != count or not all(part.strip(BLANKS) for part in parts):
             raise ValueError(f"{path}:{line}: expected {columns}, got {text.strip()[:60]!r}")
         yield line, parts
 

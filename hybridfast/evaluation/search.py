@@ -80,7 +80,9 @@ def index_top_k(
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(f"index {index} needs the package faiss-cpu, which is not installed") from error
+        raise ImportError(
+            f"index {index} needs the package faiss-cpu: pip install 'hybridfast[index]'"
+        ) from error
 
     rows, asked = (np.ascontiguousarray(x.float().cpu().numpy()) for x in (passage_ND, query_QD))
     k = min(k, len(rows))

@@ -109,7 +109,7 @@ def sign_flip_test(differences_CF: ArrayLike, flips: int, seed: int) -> Floats:
     as_large_F = np.zeros(differences.shape[1])
     generator = np.random.default_rng([seed, 1])
     for begin, stop in _blocks(len(differences), flips):
-        signs = generator.integers(0, 2, (stop - begin, len(differences)), np.int8) * 2.0 - 1
+        signs = generator.integers(0, 2, (stop - begin, len(differences))) * 2.0 - 1
         as_large_F += (np.abs(signs @ differences) >= observed_F - slack_F).sum(axis=0)
     return (1 + as_large_F) / (1 + flips)
 

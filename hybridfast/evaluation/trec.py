@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.judged import Judgment, Tally, Texts, fields, grade, judged_set
+from hybridfast.evaluation.judged import BLANKS, Judgment, Tally, Texts, fields, grade, judged_set
 from hybridfast.evaluation.ranks import RankCounts
 from hybridfast.evaluation.toplists import TopLists
 
@@ -141,7 +141,7 @@ def run_counts(run: Run, eval_set: EvalSet) -> RankCounts:
 
 
 def top_lists_of(run: Run, eval_set: EvalSet, k: int) -> TopLists:
-    """The first `k` passages of each query, for measures of bias; of tied ones those that a run has first."""
+    """The first `k` passages of each query, for measures of bias; of tied ones the run's first."""
     language_N = np.searchsorted(eval_set.languages, eval_set.passage_languages)
     size_Q = np.diff(run.indptr)
     query_R = np.repeat(np.arange(len(size_Q)), size_Q)
@@ -247,11 +247,8 @@ def _add_new(texts: Texts, name: str, file: str | os.PathLike[str], line: int) -
         texts.add(name, name, None, str(file), line)
 
 
-_BLANKS = re.compile("[ \t\n\v\f\r]+")  # of C's locale: others are part of an id
-
-
 def _names(ids: list[str]) -> list[str]:
-    names = [_BLANKS.sub("_", name) for name in ids]
+    names = [re.sub(f"[{BLANKS}]+", "_", name) for name in ids]
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

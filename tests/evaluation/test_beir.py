@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from hybridfast.evaluation import beir, readers
 from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.judged import BLANKS
 
 FILES = {
     "corpus.jsonl": jsonl(
@@ -174,16 +175,16 @@ def test_damaged_files_are_named_or_read_right(tmp_path: Path, files: dict[str, 
         if not all("_id" in row for row in rows):
             return  # the other layout by chance
         texts.append({
-            str(row["_id"]).strip(): " ".join(filter(None, [row.get("title"), row["text"]]))
+            str(row["_id"]).strip(BLANKS): " ".join(filter(None, [row.get("title"), row["text"]]))
             for row in rows[::-1]
         })  # fmt: skip
     passages, queries = texts
     assert dict(zip(eval_set.passage_ids, eval_set.passages, strict=True)) == passages
     grades: dict[tuple[str, str], int] = {}
     table = files["qrels/test.tsv"].decode("utf-8-sig").split("\n")
-    for line in table[table[0].strip().endswith("score") :]:
+    for line in table[table[0].strip(BLANKS).endswith("score") :]:
         if line.strip("\r"):
-            query, *_, passage, grade = (field.strip() for field in line.split("\t"))
+            query, *_, passage, grade = (field.strip(BLANKS) for field in line.split("\t"))
             if query in queries and passage in passages:
                 grades.setdefault((query, passage), int(float(grade)))
     relevant = {query for (query, _), grade in grades.items() if grade > 0}

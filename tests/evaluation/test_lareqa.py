@@ -199,24 +199,18 @@ def test_languages_it_lacks(tmp_path: Path) -> None:
         lareqa.load(tmp_path, dataset="mlqa-r", languages=["de", "ru"])
 
 
-def test_without_a_folder_the_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    class Manager:
-        def __init__(self, **_: object) -> None: ...
-
-        def download(self, addresses: dict[str, str]) -> dict[str, str]:
-            asked.update(addresses)
-            return {language: str(tmp_path / f"{language}.json") for language in addresses}
-
-    monkeypatch.setattr("datasets.DownloadManager", Manager)
-    write_folder(tmp_path)
-    assert len(lareqa.load(None, dataset="mlqa-r").passages) == 14
-    assert asked["vi"].startswith("https://raw.githubusercontent.com/google-research-datasets/lareqa/")
-    assert asked["vi"].endswith("/mlqa-r/vi.json")
-    monkeypatch.setattr(Manager, "download", lambda *_: 1 / 0)
-    with pytest.raises(OSError, match=r"XQuAD-R could not be downloaded \(ZeroDivisionError.*as data_dir"):
-        lareqa.load(None)
+def test_without_a_folder_the_files_are_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lareqa.SOURCE.startswith("https://raw.githubusercontent.com/google-research-datasets/lareqa/")
+    monkeypatch.setattr(lareqa, "SOURCE", write_folder(tmp_path).as_uri() + "/{language}.json#{dataset}")
+    monkeypatch.setenv("HYBRIDFAST_CACHE", str(tmp_path / "cache"))
+    assert len(lareqa.load(None, dataset="mlqa-r", languages=["de", "vi"]).passages) == 4
+    (tmp_path / "de.json").unlink()
+    assert len(lareqa.load(None, dataset="mlqa-r", languages=["de"]).passages) == 2
+    with pytest.raises(OSError, match=r"XQuAD-R could not be downloaded \(URLError: .*as data_dir"):
+        lareqa.load(None, languages=["de"])
+    assert not list((tmp_path / "cache").rglob(".*"))
 
 
 DOCUMENT = json.dumps({"data": [{"paragraphs": [paragraph(), paragraph(qas=[])]}]}, indent=1).encode()

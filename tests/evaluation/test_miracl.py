@@ -13,6 +13,7 @@ from evaluation.damage import damaged, objects, refused_or_sound, write
 from hypothesis import HealthCheck, given, settings
 
 from hybridfast.evaluation import miracl
+from hybridfast.evaluation.judged import BLANKS
 
 # Questions and judgments of the dev sets, as the data set's card on the hub counts them.
 PUBLISHED = {
@@ -180,15 +181,16 @@ def test_damaged_files_are_named_or_read_right(tmp_path: Path, given_files: dict
         return
     topics, qrels, *corpus = (given_files[name] for name in files())
     rows = [row for content in corpus for row in objects(content)]
-    texts = {row["docid"].strip(): f"{row['title']} {row['text']}".removeprefix(" ") for row in rows[::-1]}
-    found = dict(zip(eval_set.passage_ids, eval_set.passages, strict=True))
-    assert {name: text.strip() for name, text in found.items()} == {k: v.strip() for k, v in texts.items()}
+    texts = {
+        row["docid"].strip(BLANKS): " ".join(filter(None, [row["title"], row["text"]])) for row in rows[::-1]
+    }
+    assert dict(zip(eval_set.passage_ids, eval_set.passages, strict=True)) == texts
     asked = [
         line.rstrip("\r").split("\t", 1)
         for line in topics.decode("utf-8-sig").split("\n")
         if line.strip("\r")
     ]
-    questions = {identifier.strip(): text for identifier, text in asked[::-1]}
+    questions = {identifier.strip(BLANKS): text for identifier, text in asked[::-1]}
     graded: dict[tuple[str, str], int] = {}
     for line in qrels.decode("utf-8-sig").split("\n"):
         if line.strip(" \t\r"):
