@@ -7,64 +7,17 @@
 #include <numeric>
 #include <vector>
 
+#include "panels.h"
 #include "simd/level.h"
 #include "threads.h"
 
 namespace hybridfast {
 namespace {
 
-constexpr std::size_t kBlockBytes = std::size_t{8} << 20;    // packed queries, packed passages
-constexpr std::size_t kChunkBytes = std::size_t{384} << 10;  // passages that stay in a core's L2 cache
-constexpr std::size_t kChunkRows = 512;                      // and whose scores stay there too
-
 template <class Value>
 double square(Value value) {
   const double wide = widen(value);
   return wide * wide;
-}
-
-// panel[d * width + i] = element d of the i-th of `count` rows, row_of(i); zero for the i beyond.
-template <class RowOf>
-void pack_panel(const Embeddings& embeddings, std::size_t count, std::size_t width, float* panel,
-                RowOf row_of) {
-  with_elements(embeddings, [&](const auto* data) {
-    std::fill_n(panel, count < width ? width * embeddings.depth : 0, 0.0f);
-    constexpr std::size_t step = 128;  // elements at a time, so that the panel is written within the L1 cache
-    for (std::size_t begin = 0; begin < embeddings.depth; begin += step) {
-      const std::size_t end = std::min(begin + step, embeddings.depth);
-      for (std::size_t i = 0; i < count; ++i) {
-        const auto* row = data + row_of(i) * embeddings.depth;
-        for (std::size_t d = begin; d < end; ++d) panel[d * width + i] = widen(row[d]);
-      }
-    }
-  });
-}
-
-// A run of rows [begin, begin + size) packed as consecutive panels.
-struct Block {
-  std::size_t begin;
-  std::size_t size;
-  std::size_t width;
-  std::size_t depth;
-  std::vector<float> data;
-
-  std::size_t panels() const { return (size + width - 1) / width; }
-  std::size_t panel_rows(std::size_t panel) const { return std::min(width, size - panel * width); }
-  const float* panel(std::size_t index) const { return data.data() + index * width * depth; }
-};
-
-template <class RowOf>
-void pack_block(const Embeddings& embeddings, std::size_t begin, std::size_t size, Block& block, int threads,
-                RowOf row_of) {
-  block.begin = begin;
-  block.size = size;
-  block.data.resize(block.panels() * block.width * block.depth);
-  parallel_for(block.panels(), threads, [&](std::size_t p) {
-    const std::size_t first = begin + p * block.width;
-    pack_panel(embeddings, block.panel_rows(p), block.width,
-               block.data.data() + p * block.width * block.depth,
-               [&](std::size_t i) { return row_of(first + i); });
-  });
 }
 
 // Scores the golds of one query panel.
@@ -173,12 +126,6 @@ void count_tile(const Block& queries, std::size_t query_panel, const Block& pass
                      static_cast<std::size_t>(gold) * groups.count() + group, counts);
     }
   }
-}
-
-// Rows of `depth` floats that fill at most `bytes`: whole panels, at least one.
-std::size_t rows_in(std::size_t bytes, std::size_t depth, std::size_t width) {
-  const std::size_t rows = bytes / (sizeof(float) * std::max<std::size_t>(depth, 1));
-  return std::max(rows / width, std::size_t{1}) * width;
 }
 
 }  // namespace
