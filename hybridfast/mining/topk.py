@@ -115,7 +115,7 @@ def check(queries: NDArray[np.float32], passages: NDArray[np.float32]) -> None:
     for name, array in (("queries", queries), ("passages", passages)):
         if array.ndim != 2 or array.dtype != np.float32:
             raise ValueError(f"{name} must be (rows, D) float32, got {array.shape} {array.dtype}")
-        row, norm = largest_norm(np.require(array, requirements=["C", "A"]))
+        row, norm = largest_norm(np.require(array, requirements=["C", "A"]), torch.get_num_threads())
         if not np.isfinite(norm):
             raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
         norms.append(norm)
