@@ -147,8 +147,8 @@ class Search {
       const std::size_t kept = keep(first + i, own, size, place, rounded ? slack : 0.0f, rounded);
       if (rounded) found += kept;
     }
-    // To score a passage alone takes so many times longer than in a tile.
-    if (filter_) dense_[query_panel] = found * 16 > count * size;
+    // To keep a candidate takes so many times longer than to score it in a tile.
+    if (filter_) dense_[query_panel] = found * 8 > count * size;
   }
 
   // Their float32 scores, at any place of which only those of the block are packed.
