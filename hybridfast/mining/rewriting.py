@@ -24,7 +24,7 @@ def with_negatives(
 ) -> TokenizedCorpus:
     """The corpus with passages of its own rows as the hard negatives of each row, in place of those it had.
 
-    A sampler of it plans the batches that one of `tokens` does, unless it masks by the negatives' texts.
+    A sampler of it plans the same batches as one of `tokens`; only their negatives are others.
 
     Args:
         negative_VK: rows of the corpus, -1 for none, as :class:`hybridfast.mining.mine.Mined` has them.
