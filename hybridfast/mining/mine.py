@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.mining.candidates import Candidates, Part, Scope
-from hybridfast.mining.topk import Excluded, FaissIndex, Found, check, search
+from hybridfast.mining.topk import Excluded, FaissIndex, Found, check, load_faiss, search
 from hybridfast.mining.vectors import embed_texts, weights_hash, write_whole
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ def mine(
         tokens_per_chunk: places that go through the encoder at once. None: 2048 on a CPU, 32768 on a GPU.
 
     Raises:
-        ValueError: no query has a candidate, an embedding is not finite, or the tokens are not this model's.
+        ValueError: no query has a candidate, an embedding is not finite, the tokens are not this model's, or
+            another process is at work in the same folder.
         ImportError: an index is asked for, and faiss is not installed.
     """
     if folder is None:
@@ -122,30 +125,58 @@ def mine(
     if settings.scope == "other" and len(tokens.languages) < 2:
         raise ValueError(f"scope 'other' needs two languages, the data has {tokens.languages}")
     if settings.index is not None:
-        import faiss  # noqa: F401  # where it is missing, that is said before the work
-    training = model.training
-    try:
-        sides = embedding.sides(model, tokens)
-        unit = loading.similarity(model) == "cosine"
-        key = _digest([weights_hash(model), tokens.fingerprint])
-        kept = Path(folder) / f"mining-{key}"
-        kept.mkdir(parents=True, exist_ok=True)
-        candidates = Candidates(tokens)
-        queries_UD, passages_PD = (
-            embed_texts(side, tokens, texts, kept / name, unit=unit, tokens_per_chunk=tokens_per_chunk)
-            for side, texts, name in zip(
-                sides,
-                (candidates.query_texts, candidates.passage_texts),
-                ("queries.float32", "passages.float32"),
-                strict=True,
-            )
-        )
-    finally:
-        model.train(training)
-    mined = _Search(settings, candidates, queries_UD, passages_PD, model.device, kept).run()
+        load_faiss(settings.index)  # where it is missing, that is said before the work
+    candidates = Candidates(tokens)
+    kept = Path(folder) / f"mining-{_digest([weights_hash(model), tokens.fingerprint])}"
+    device = model.device if model.device.type == "cuda" else torch.device("cpu")
+    with _alone(kept):
+        embeddings = _embeddings(model, candidates, kept, tokens_per_chunk)
+        mined = _Search(settings, candidates, *embeddings, device, kept).run()
     if not (mined.negative_VK >= 0).any():
         raise ValueError(f"no row has a hard negative: {', '.join(_limits(settings))} leave no candidate")
     return mined
+
+
+def _embeddings(
+    model: SentenceTransformer, candidates: Candidates, folder: Path, tokens_per_chunk: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the distinct queries and passages, mapped; what is on disk is not made again."""
+    unit = loading.similarity(model) == "cosine"
+    training = model.training
+    try:
+        query, document = embedding.sides(model, candidates.tokens)
+        return (
+            embed_texts(
+                query,
+                candidates.tokens,
+                candidates.query_texts,
+                folder / "queries.float32",
+                unit=unit,
+                tokens_per_chunk=tokens_per_chunk,
+            ),
+            embed_texts(
+                document,
+                candidates.tokens,
+                candidates.passage_texts,
+                folder / "passages.float32",
+                unit=unit,
+                tokens_per_chunk=tokens_per_chunk,
+            ),
+        )
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder to oneself, until the process ends at the latest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is mining with this model and data, in {folder}") from None
+        yield
 
 
 def _limits(settings: MiningSettings) -> list[str]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from hybridfast._core import largest_norm
 from hybridfast._core import top_k as native_top_k
 
-__all__ = ["Excluded", "FaissIndex", "check", "search", "top_k"]
+__all__ = ["Excluded", "FaissIndex", "check", "load_faiss", "search", "top_k"]
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and rows, (Q, K) each
 
-GPU_QUERIES, GPU_SCORES = 2_048, 1 << 26  # queries at a time; scores at a time, of which 20 bytes are held
+GPU_QUERIES, GPU_SCORES = 2_048, 1 << 25  # queries at a time; scores at a time, some 40 bytes for each
 
 
 class Excluded:
@@ -178,6 +178,15 @@ def _scores_and_places(keys_QK: Tensor) -> Found:
     return bits.view(torch.float32).cpu().numpy(), (_LAST - (keys_QK & _LAST)).cpu().numpy()
 
 
+def load_faiss(factory: str) -> Any:
+    """The module faiss; an ImportError that says what needs it."""
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(f"index {factory!r} needs the package faiss-cpu") from None
+    return faiss
+
+
 class FaissIndex:
     """An approximate search by faiss over some passages.
 
@@ -191,10 +200,7 @@ class FaissIndex:
     """
 
     def __init__(self, factory: str, passages: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        try:
-            import faiss
-        except ImportError:
-            raise ImportError(f"index {factory!r} needs the package faiss-cpu") from None
+        faiss = load_faiss(factory)
         self.passages, self.rows = passages, rows
         try:
             self.index: Any = faiss.index_factory(passages.shape[1], factory, faiss.METRIC_INNER_PRODUCT)

@@ -37,8 +37,12 @@ def write_rows(path: Path, corpus: ParallelCorpus, mined: Mined) -> None:
     with parquet or open(path, "w", encoding="utf-8") as file:
         for begin in range(0, len(corpus), CHUNK):
             rows = corpus.table.select(COLUMNS).slice(begin, CHUNK)
-            for name, negative_B in zip(names, mined.negative_VK[begin : begin + CHUNK].T, strict=True):
-                rows = rows.append_column(name, passages.take(pa.array(negative_B, mask=negative_B < 0)))
+            negative_BK = mined.negative_VK[begin : begin + CHUNK]
+            # One by one: a take of many would join all passages, which may exceed what one array holds.
+            texts = {row: passages[row].as_py() for row in np.unique(negative_BK).tolist() if row >= 0}
+            for name, negative_B in zip(names, negative_BK.T, strict=True):
+                column = [texts.get(row) for row in negative_B.tolist()]
+                rows = rows.append_column(name, pa.array(column, pa.string()))
             if parquet:
                 parquet.write_table(rows.cast(schema))
                 continue

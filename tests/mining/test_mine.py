@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
@@ -55,7 +56,8 @@ ROWS = make_rows()
 
 @pytest.fixture(scope="module")
 def model() -> SentenceTransformer:
-    built = loading.build_static(loading.train_tokenizer([row["passage"] for row in ROWS], 300), 24)
+    torch.manual_seed(0)
+    built = loading.build_static(loading.train_tokenizer([row["passage"] for row in ROWS], 300), 48)
     loading.set_prompts(built, "Query: ", "Passage: ")
     return built
 
@@ -229,6 +231,19 @@ def test_goes_on_where_it_was_interrupted(
     mine(model, tokens, MiningSettings(scope="same"), folder=tmp_path)
     assert len(searched) == steps + 1
     assert embedded + counted.texts == distinct
+
+
+def test_two_at_once_are_refused(
+    model: SentenceTransformer, tokens: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*_: Any, **__: Any) -> Any:
+        with pytest.raises(ValueError, match="another process is mining with this model and data, in "):
+            mine(model, tokens, MiningSettings(), folder=tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vectors, "_embed", again)
+    with pytest.raises(KeyboardInterrupt):
+        mine(model, tokens, MiningSettings(), folder=tmp_path)
 
 
 def test_another_model_starts_anew(
