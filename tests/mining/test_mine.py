@@ -122,9 +122,9 @@ def test_equals_brute_force(model: SentenceTransformer, tokens: TokenizedCorpus,
     [
         {},
         {"range_min": 3, "num_negatives": 2},
-        {"range_min": 1, "range_max": 9, "relative_margin": 0.25},
+        {"range_min": 1, "range_max": 9, "relative_margin": 0.15},
         {"absolute_margin": 0.25, "num_negatives": 4},
-        {"absolute_margin": 0.2, "relative_margin": 0.2, "range_max": 12},
+        {"absolute_margin": 0.1, "relative_margin": 0.15, "range_max": 12},
         {"range_max": 5, "relative_margin": 0.0},
     ],
 )
@@ -136,7 +136,7 @@ def test_equals_sentence_transformers(
     rows = [{"anchor": text(rng), "positive": text(rng), "lang": "en"} for _ in range(60)]
     # Words in common, so that positives score above some and below other passages.
     for row in rows:
-        row["positive"] = " ".join([*row["anchor"].split()[: int(rng.integers(2, 7))], *rng.choice(WORDS, 2)])
+        row["positive"] = " ".join([*row["anchor"].split()[: int(rng.integers(3, 7))], *rng.choice(WORDS, 2)])
     theirs = mine_hard_negatives(
         Dataset.from_list([{"anchor": row["anchor"], "positive": row["positive"]} for row in rows]),
         model,
