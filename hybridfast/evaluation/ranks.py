@@ -145,12 +145,15 @@ def rank_counts(
         threads = torch.get_num_threads()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _check_scores_finite(kernels, query_array, passage_array)
+    _check_scores_finite(kernels, query_array, passage_array, threads)
 
-    by_group = np.argsort(groups_N, kind="stable")
-    starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
-    # Those in no pool, of group -1, come first.
-    pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
+    if passage_groups is None:
+        pool_rows, pool_starts = np.arange(rows), np.array([0, rows])
+    else:
+        by_group = np.argsort(groups_N, kind="stable")
+        starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
+        # Those in no pool, of group -1, come first.
+        pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
     problem = (query_array, passage_array, pool_starts, pool_rows, indptr, indices_G)
     counts = kernels.rank_counts(*problem, threads)
     return RankCounts(indptr, groups_N[indices_G], *counts)
@@ -264,12 +267,15 @@ def _pool_mask(pool: ArrayLike, passages: int) -> NDArray[np.bool_]:
 
 
 def _check_scores_finite(
-    kernels: Any, queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor
+    kernels: Any,
+    queries: NDArray[Any] | torch.Tensor,
+    passages: NDArray[Any] | torch.Tensor,
+    threads: int,
 ) -> None:
     """By Cauchy and Schwarz no partial sum of an inner product exceeds the product of the norms."""
     norms = []
     for name, array in (("queries", queries), ("passages", passages)):
-        row, norm = kernels.largest_norm(array)
+        row, norm = kernels.largest_norm(array, threads)
         if not np.isfinite(norm):
             raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
         norms.append((name, row, norm))
