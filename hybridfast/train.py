@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
                     break
                 try:
                     save_model(folder, model, run)
-                except OSError as error:
+                except Exception as error:  # what a full disk is to three libraries
                     if not lasting:
                         raise
                     cli.fail(f"{title}: the model could not be saved: {error}; the last checkpoint remains")
