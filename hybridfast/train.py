@@ -128,7 +128,10 @@ def main(argv: list[str] | None = None) -> None:
             save_results(folder, run, training, evaluation)
             if evaluation:
                 own = {row: systems[row][-1:] for row in ("untrained", name) if row in systems}
-                _save_card(folder, title, model, run, project, training, compare(own) if own else None)
+                against = "untrained" if len(own) > 1 else None
+                _save_card(
+                    folder, title, model, run, project, training, compare(own, against) if own else None
+                )
             if config.push_to_hub:
                 repository = config.hub_model_id or output_dir.absolute().name
                 if len(runs) > 1:

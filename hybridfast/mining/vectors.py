@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["embed_texts", "weights_hash", "write_whole"]
 
 SHARD = 8_192  # texts embedded between one sync and the next
-CPU_PLACES, GPU_PLACES = 2_048, 32_768  # tokens, padding counted, that go through the encoder at once
 
 
 def embed_texts(
@@ -84,23 +83,7 @@ def _embed(
     """(B, D) float32 on the CPU."""
     starts_B, lengths_B = tokens.text_indptr[texts], np.diff(tokens.text_indptr)[texts]
     ids_T = torch.from_numpy(tokens.token_ids[spans(starts_B, lengths_B)].astype(np.int64))
-    begins_B = np.cumsum(lengths_B) - lengths_B
-    device = side.model.device
-    places = tokens_per_chunk or (CPU_PLACES if device.type == "cpu" else GPU_PLACES)
-    order_B = np.argsort(-lengths_B, kind="stable")
-    parts: list[torch.Tensor] = []
-    first = 0
-    with torch.inference_mode():
-        while first < len(texts):
-            # The longest comes first, so it tells the padded length. A static encoder pads nothing.
-            longest = max(1, int(lengths_B[order_B[first]]))
-            rows = order_B[first : first + (SHARD if side.flat else max(1, places // longest))]
-            at = torch.from_numpy(spans(begins_B[rows], lengths_B[rows]))
-            offsets = torch.from_numpy(np.cumsum(lengths_B[rows]) - lengths_B[rows])
-            features = side.features(ids_T[at], offsets, device)
-            parts.append(embedding.embed(side.model, side.task, features).float().cpu())
-            first += len(rows)
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order_B))]
+    return embedding.encode_ids(side, ids_T, torch.from_numpy(lengths_B), places=tokens_per_chunk).cpu()
 
 
 def weights_hash(model: SentenceTransformer) -> str:
