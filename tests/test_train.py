@@ -338,7 +338,7 @@ def test_weights_are_evaluated_as_they_are_saved(tmp_path: Path, dtype: str) -> 
     (weight,) = load_file(folder / "model.safetensors").values()
     assert weight.dtype == getattr(torch, dtype)
     evaluation = evaluate(loading.load(str(folder), device="cpu").to(weight.dtype), readers.load(str(data)))
-    assert metrics_of(folder)["evaluation"] == evaluation.to_dict()
+    assert metrics_of(folder)["evaluation"].items() >= evaluation.to_dict().items()
 
 
 def test_inner_products_are_trained_evaluated_and_saved(
