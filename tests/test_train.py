@@ -458,7 +458,7 @@ def test_saved_settings_with_model_kwargs_repeat_the_run(tiny_xlm_r: Path, tmp_p
         (["--model", "./missing"], "./missing: no such model folder"),
         (["--model", ""], "model must be a folder or a hub name, got ''"),
         (["--output_dir", "full/mine/run"], "full/mine is no folder to write in"),
-        (["--eval_dataset", "xquad-r"], "dataset xquad-r needs data_dir"),
+        (["--eval_dataset", "beir"], "dataset beir needs data_dir"),
         (["--eval_dataset", "squad"], "got 'squad'"),
         (["--languages", "en", "tlh"], "tlh"),
         (["--batch_size", "100000"], "batch_size"),
