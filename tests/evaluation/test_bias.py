@@ -107,7 +107,7 @@ def test_exposure_is_its_mean_over_the_orders_of_ties(seed: int, k: int) -> None
 
 
 def test_list_correlation_by_hand() -> None:
-    """Of four passages lists have two, the others share rank 3.5: 1 2 3.5 3.5 twice, 3.5 3.5 1 2, and the first
+    """Of four passages lists have two, others share rank 3.5: 1 2 3.5 3.5 twice, 3.5 3.5 1 2, and the first
     swapped; and a question asked once.
     """
     scores = [[9, 8, 1, 0], [9, 8, 0, 1], [1, 0, 9, 8], [8, 9, 1, 0], [1, 2, 3, 4]]
