@@ -148,11 +148,11 @@ def _divergence(p: Floats, q: Floats) -> Floats:
 def list_correlation(lists: TopLists, clusters_Q: ArrayLike) -> Floats:
     """Spearman's correlation of a query's list with those of its translations, a mean over these.
 
-    Yang, Jiang and Baldwin's mean rank correlation (MRL 2024), which they take of whole rankings, for lists:
-    two are compared on the passages that either holds; those it lacks share the mean rank behind a list, tied
-    passages share theirs, and passages that are in a list by chance are not taken as members. Queries of one
-    number in `clusters_Q` are translations. Undefined for a query without translations, and where a list puts
-    all passages at one rank.
+    Yang, Jiang and Baldwin's mean rank correlation (MRL 2024), of rankings whose tail is unknown: passages
+    behind a list share the mean rank of the rest of the pool, tied passages theirs, and those that are in a
+    list by chance are not taken as members. 1 for equal lists, 0 on average for unrelated ones. Queries of
+    one number in `clusters_Q` are translations. Undefined for a query without translations, and where a list
+    puts all passages at one rank.
     """
     cluster_Q = np.asarray(clusters_Q)
     rank_QK = rankdata(-lists.scores_QK, axis=1)
@@ -166,7 +166,7 @@ def list_correlation(lists: TopLists, clusters_Q: ArrayLike) -> Floats:
         passages, column = np.unique(rows[member], return_inverse=True)
         rank_MU = np.zeros((len(queries), len(passages)))
         rank_MU[np.nonzero(member)[0], column] = rank_QK[queries][member]
-        correlation = _union_correlation(rank_MU)
+        correlation = _rank_correlation(rank_MU, len(lists.passage_languages_N))
         np.fill_diagonal(correlation, np.nan)
         known = ~np.isnan(correlation)
         sums, counts = np.where(known, correlation, 0).sum(axis=1), known.sum(axis=1)
@@ -174,21 +174,18 @@ def list_correlation(lists: TopLists, clusters_Q: ArrayLike) -> Floats:
     return result_Q
 
 
-def _union_correlation(rank_MU: Floats) -> Floats:
-    """(M, M) Pearson's correlation of ranks over the union of each pair's passages; 0 marks an absent one."""
+def _rank_correlation(rank_MU: Floats, passages: int) -> Floats:
+    """(M, M) correlation of rankings of all passages, given the ranks of those that are listed, else 0."""
     here = (rank_MU > 0).astype(np.float64)
-    size = here.sum(axis=1)
-    common = here @ here.T
-    union = size[:, None] + size[None] - common
-    absent = union - size[:, None]  # of the first list's
-    behind = size[:, None] + (absent + 1) / 2  # the rank that they share in it
-    mean = (union + 1) / 2  # of any ranking of the union
-    # (A, B): ranks in A, summed over the passages that B lacks.
-    alone = rank_MU.sum(axis=1)[:, None] - rank_MU @ here.T
-    products = rank_MU @ rank_MU.T + alone * behind.T + alone.T * behind
-    squares = (rank_MU**2).sum(axis=1)[:, None] + absent * behind**2
-    covariance = products - union * mean**2
-    variance = squares - union * mean**2
+    size = here.sum(axis=1, keepdims=True)
+    absent, mean = passages - size, (passages + 1) / 2
+    behind = size + (absent + 1) / 2  # the rank that a list's absent passages share
+    common = rank_MU @ here.T  # (A, B): ranks in A, summed over the passages that B lists too
+    alone = rank_MU.sum(axis=1, keepdims=True) - common
+    neither = passages - size - size.T + here @ here.T
+    products = rank_MU @ rank_MU.T + alone * behind.T + alone.T * behind + neither * behind * behind.T
+    covariance = products - passages * mean**2
+    variance = (rank_MU**2).sum(axis=1, keepdims=True) + absent * behind**2 - passages * mean**2
     scale = np.sqrt(np.maximum(variance, 0) * np.maximum(variance.T, 0))
     return np.divide(covariance, scale, out=np.full_like(scale, np.nan), where=scale > 1e-9)
 
