@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
@@ -61,7 +62,8 @@ def train(
         folder: for ``log.jsonl`` and checkpoints. None: there are none, and signals do as always.
         validation: what is looked at every ``eval_steps``; where there is a ``metric_for_best_model``, the
             model that is left is the best one by it.
-        resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it.
+        resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it. It
+            is emptied: its memory is wanted.
 
     Returns:
         steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
@@ -77,7 +79,7 @@ def train(
     from transformers import get_scheduler
 
     device = model.device
-    if config.metric_for_best_model and folder is None:
+    if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
@@ -141,7 +143,7 @@ def train(
     if resume is not None:
         check_same(resume["run"], this, "the checkpoint")
         for part, holder in stateful.items():
-            holder.load_state_dict(resume[part])
+            holder.load_state_dict(resume.pop(part))
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
     with precision, tables, sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
@@ -192,6 +194,7 @@ def train(
             if interrupts.asked:
                 raise Interrupted(step, max_steps, saved=checkpoints.wait())
             if best.stops:
+                tqdm.write(f"{name}: stops after step {step:,}; {best.metric} was best after {best.step:,}")
                 break
     if folder and best.step not in (None, log.step):
         _restore(folder / f"checkpoint-{best.step}", stateful)
