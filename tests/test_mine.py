@@ -48,13 +48,14 @@ def test_rows_picture_and_words(flags: list[str], tmp_path: Path, capsys: pytest
         (tmp_path / "new" / "mined.png").unlink()
     lines = [json.loads(line) for line in (tmp_path / "new" / "mined.jsonl").read_text().splitlines()]
     assert list(lines[0]) == [
-        *("id", "lang", "query", "passage", "source"),
+        *("id", "lang", "query", "passage", "source", "split"),
         *("negative_1", "negative_2", "negative_3"),
     ]
     tables = [ParallelCorpus.load(tmp_path / "new" / name).table for name in ("mined.jsonl", "mined.parquet")]
     assert tables[0] == tables[1]
     assert tables[0].drop_columns(["negatives"]).to_pylist() == [
-        {name: row[name] for name in ("id", "lang", "query", "passage", "source")} for row in ROWS
+        {name: row[name] for name in ("id", "lang", "query", "passage", "source")} | {"split": "train"}
+        for row in ROWS
     ]
     # A word in common is what the model takes for an answer: the neighbours in the ring of words.
     for row, negatives in zip(ROWS, tables[0].column("negatives").to_pylist(), strict=True):

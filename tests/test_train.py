@@ -133,7 +133,7 @@ def test_compare_and_seeds_make_one_table(tmp_path: Path, capsys: pytest.Capture
         f"--data {data} --eval_dataset {data} --compare --num_seeds 2 --batch_size 16"
         f" --max_steps 20 --dimension 16 --output_dir {tmp_path / 'run'}".split()
     )
-    runs = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    runs = sorted(path.parent.name for path in (tmp_path / "run").glob("*/modules.json"))
     assert runs == [f"{name}-seed{seed}" for name in ("cross", "hybrid", "mono") for seed in (0, 1)]
     alphas = [
         yaml.safe_load((tmp_path / "run" / run / "train_config.yaml").read_text())["alpha"] for run in runs

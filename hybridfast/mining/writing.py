@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "draw_histogram", "histogram", "write_rows"]
 
 FORMATS = (".jsonl", ".parquet")
 CHUNK = 16_384  # rows written at a time
-COLUMNS = ["id", "lang", "query", "passage", "source"]
+COLUMNS = ["id", "lang", "query", "passage", "source", "split"]
 _INK, _POSITIVE, _NEGATIVE = "#1f2933", "#1f7a8c", "#c94f4f"
 
 
