@@ -17,6 +17,7 @@ from hybridfast.evaluation import readers
 from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.evaluation.results import weights_hash
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
@@ -105,7 +106,10 @@ class Project:
         """The held-out figures of a model; None without an evaluation set."""
         if self.eval_set is None:
             return None
-        return evaluate(model, self.eval_set, batch_size=self.config.eval_batch_size)
+        evaluation = evaluate(model, self.eval_set, batch_size=self.config.eval_batch_size)
+        if evaluation.ranked is not None:
+            evaluation.ranked.hashes["weights"] = weights_hash(model)
+        return evaluation
 
 
 def _load_corpus(config: TrainConfig) -> ParallelCorpus:
