@@ -160,7 +160,8 @@ def _heat_maps(evaluations: Mapping[str, list[Evaluation]]) -> str:
     note = f' <p class="muted">{left_out} more systems are not drawn.</p>' if left_out else ""
     return (
         "<h2>Language pairs</h2>\n<p>mAP of questions in each row's language over the passages of each "
-        "column's: the framed diagonal is monolingual, the rest cross-lingual, <b>all</b> the pool of all languages. "
+        "column's: the framed diagonal is monolingual, the rest cross-lingual, <b>all</b> the pool of all "
+        "languages. "
         f'<span class="muted">0 <span class="scale good"></span> 1</span></p>{note}'
         f'<div class="row heat" style="{wide}">{"".join(maps["good"])}</div>\n'
         "<p><br>Median rank of the golds in each column's language among <em>all</em> passages: an even "
@@ -287,7 +288,7 @@ def _failure(failure: Failure) -> str:
     )
     rows = [f"<dt>ranks of golds</dt><dd>{golds}</dd>"]
     if failure.gold[1]:
-        rows.append(f"<dt>best gold</dt><dd>{_text(*failure.gold)}</dd>")
+        rows.append(f"<dt>gold</dt><dd>{_text(*failure.gold)}</dd>")
     for i, (language, text) in enumerate(failure.above):
         rows.append(f"<dt>{'' if i else 'ranked above'}</dt><dd>{_text(language, text)}</dd>")
     return (

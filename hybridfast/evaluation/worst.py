@@ -21,7 +21,8 @@ class Failure:
     """A query whose golds stand low among all passages; texts are empty where they are unknown.
 
     `golds` are (language, rank), best first, infinite where not retrieved; `gold` is (language, text) of the
-    best; `above` the first passages, (language, text), that stand above a gold and are none.
+    best in the query's language or else of all; `above` the first passages, (language, text), that stand
+    above a gold and are none.
     """
 
     query_id: str
@@ -64,11 +65,13 @@ def failures(
                 above.append((eval_set.passage_languages[row], _cut(eval_set.passages[row])))
             if len(above) == _ABOVE:
                 break
-        best = int(rows[by_rank[0]])
+        asked = eval_set.query_languages[query]
+        own = [i for i in by_rank if eval_set.passage_languages[rows[i]] == asked]
+        best = int(rows[own[0] if own else by_rank[0]])
         found.append(
             Failure(
                 eval_set.query_ids[query],
-                eval_set.query_languages[query],
+                asked,
                 _cut(eval_set.queries[query]),
                 float(precision_Q[query]),
                 [(eval_set.passage_languages[rows[i]], float(ranks[i])) for i in by_rank],
