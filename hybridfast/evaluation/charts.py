@@ -57,7 +57,7 @@ def heat_map(
         f'<text transform="translate({size + gap + wide / 2 + font / 3:g} {-0.2 * step:g}) rotate(-90)" '
         f'text-anchor="start">{escape(apart)}</text>'
     )
-    top = max(margin, font * 0.62 * len(apart) + 0.3 * step)
+    top = max(margin, font * 0.62 * max(4, len(apart)) + 0.3 * step)
     box = f"{-margin:g} {-top:g} {margin + size + gap + wide + 0.1:g} {top + size + 0.1:g}"
     most = 44 * (margin + size + gap + wide)  # pixels: few languages make no huge cells
     return (

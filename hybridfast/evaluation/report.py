@@ -21,7 +21,8 @@ from hybridfast.evaluation.worst import Failure
 __all__ = ["html"]
 
 _STYLE = Path(__file__).with_name("report.css")
-_HEAT_CELLS = 120_000  # in all heat maps together: some 1.5 MB
+# In all heat maps together, some 1.5 MB, and of all systems together, half a megabyte at most.
+_HEAT_CELLS, _FAILURES = 120_000, 80
 _NO_SCRIPT = (
     "default-src 'none'; style-src 'unsafe-inline'"  # nor anything from elsewhere, whatever a text holds
 )
@@ -149,26 +150,29 @@ def _heat_maps(evaluations: Mapping[str, list[Evaluation]]) -> str:
     for name in names:
         ofs = evaluations[name]
         pairs, multi = _mean(x.pairs["mAP"] for x in ofs), _mean(x.multilingual["mAP"] for x in ofs)
-        for kind, values, apart, label, scale, text in (
-            ("good", pairs, multi, "all", float, _share),
-            ("bad", medians[name], distances[name], "dist", level, _rank),
+        for kind, of_what, values, apart, label, scale, text in (
+            ("good", "mAP", pairs, multi, "all", float, _share),
+            ("bad", "median rank", medians[name], distances[name], "dist", level, _rank),
         ):
             picture = heat_map(first.languages, values, apart, label, scale, text, kind)
-            maps[kind].append(f'<figure class="card"><h3>{escape(name)}</h3>{picture}</figure>')
+            maps[kind].append(f'<figure class="card"><h3>{escape(name)}: {of_what}</h3>{picture}</figure>')
     wide = f"--wide: {300 if size < 9 else 460}px"
     left_out = len(evaluations) - len(names)
-    note = f' <p class="muted">{left_out} more systems are not drawn.</p>' if left_out else ""
-    return (
-        "<h2>Language pairs</h2>\n<p>mAP of questions in each row's language over the passages of each "
-        "column's: the framed diagonal is monolingual, the rest cross-lingual, <b>all</b> the pool of all "
-        "languages. "
-        f'<span class="muted">0 <span class="scale good"></span> 1</span></p>{note}'
-        f'<div class="row heat" style="{wide}">{"".join(maps["good"])}</div>\n'
-        "<p><br>Median rank of the golds in each column's language among <em>all</em> passages: an even "
-        "row is an unbiased one; <b>dist</b> is the mean rank distance. "
-        f'<span class="muted">1 <span class="scale bad"></span> {_rank(largest)}</span></p>'
-        f'<div class="row heat" style="{wide}">{"".join(maps["bad"])}</div>\n'
+    note = f'<p class="muted">Not drawn: {left_out} more.</p>' if left_out else ""
+    intros = (
+        "<p>mAP of questions in each row's language over the passages of each column's: the framed diagonal "
+        "is monolingual, the rest cross-lingual, <b>all</b> the pool of all languages. "
+        '<span class="muted">0 <span class="scale good"></span> 1</span></p>',
+        "<p>Median rank of the golds in each column's language among <em>all</em> passages: an even row is "
+        "an unbiased one; <b>dist</b> is the mean rank distance. "
+        f'<span class="muted">1 <span class="scale bad"></span> {_rank(largest)}</span></p>',
     )
+    if len(names) == 1:  # both side by side
+        rows = [(intros[0] + intros[1], maps["good"] + maps["bad"])]
+    else:
+        rows = [*zip(intros, maps.values(), strict=True)]
+    body = "".join(f'{intro}<div class="row heat" style="{wide}">{"".join(of)}</div>\n' for intro, of in rows)
+    return f"<h2>Language pairs</h2>\n{note}{body}"
 
 
 def _rank_curves(systems: Mapping[str, Sequence[Ranked]]) -> str:
@@ -275,7 +279,7 @@ def _failures(systems: Mapping[str, Sequence[Ranked]]) -> str:
         "once; with what stands above its golds where the evaluation knew the texts.</p>\n"
     ]
     for i, (name, runs) in enumerate(systems.items()):
-        found = runs[0].worst_queries()
+        found = runs[0].worst_queries()[: max(2, _FAILURES // len(systems))]
         inside = "".join(map(_failure, found)) or "<p>All golds stand first.</p>"
         last = i == len(systems) - 1  # the newest system, or the only one
         parts.append(f"<details{' open' * last}><summary>{escape(name)}</summary>{inside}</details>\n")

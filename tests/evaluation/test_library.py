@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from hybridfast import evaluation
 from hybridfast.encoder.loading import build_static, train_tokenizer
-from hybridfast.evaluation import encode
+from hybridfast.evaluation import encode, results
 from hybridfast.evaluation.metrics import Evaluation
 
 EVAL_SET = evaluation.EvalSet(
@@ -82,8 +84,6 @@ def test_without_ranks_there_are_no_figures_per_query() -> None:
 
 
 def test_a_set_is_known_by_its_fingerprint() -> None:
-    from dataclasses import replace
-
     same = replace(EVAL_SET, notes=["left out"])
     assert same.fingerprint == EVAL_SET.fingerprint
     for other in (
@@ -92,3 +92,14 @@ def test_a_set_is_known_by_its_fingerprint() -> None:
         replace(EVAL_SET, passages=["red fox", "grey wolf", "roter fuchs", "\ud800"]),
     ):
         assert other.fingerprint != EVAL_SET.fingerprint
+
+
+def test_a_model_is_known_by_its_weights() -> None:
+    model = torch.nn.Linear(3, 2)
+    same = torch.nn.Linear(3, 2)
+    same.load_state_dict(model.state_dict())
+    assert results.weights_hash(same) == results.weights_hash(model)
+    assert results.weights_hash(model.half()) != results.weights_hash(same)
+    before = results.weights_hash(same)
+    same.bias.data[1] += 1e-3
+    assert results.weights_hash(same) != before

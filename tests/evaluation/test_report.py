@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridfast.evaluation import ranked, report, results
+from hybridfast.evaluation import charts, ranked, report, results
 from hybridfast.evaluation.comparison import SUMMARY, compare
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import evaluate_embeddings, evaluate_ranked
@@ -188,15 +188,23 @@ def test_failures_are_one_a_question_and_show_what_is_above() -> None:
         assert failure.golds[-1][1] > len(failure.above)
 
 
-def test_many_languages_and_systems_stay_small(tmp_path: Path) -> None:
-    languages = tuple(f"l{i:03}" for i in range(120))
-    run = ranks_of(parallel_set(1, languages), 1.0, 0)
-    systems = {f"system {i}": [run] for i in range(5)}
-    comparison = compare({name: runs[0] for name, runs in systems.items()}, resamples=20)
+def test_many_languages_and_systems_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    languages = [f"l{i:03}" for i in range(120)]
+    shares = np.random.default_rng(0).random((120, 121))
+    picture = charts.heat_map(languages, shares[:, 1:], shares[:, 0], "all", float, str, "good")
+    maps = report._HEAT_CELLS // (120 * 121)
+    assert len(picture.encode()) * maps < 2.5e6
+    Page(picture)
+    runs = [ranks_of(parallel_set(), 2.0, seed) for seed in range(3)]
+    systems = {f"system {i}": [run] for i, run in enumerate(runs)}
+    comparison = compare({name: of[0] for name, of in systems.items()}, resamples=20)
+    monkeypatch.setattr(report, "_HEAT_CELLS", 2 * 3 * 4 * 2)
+    monkeypatch.setattr(report, "_FAILURES", 9)
     text = report.html(comparison, systems)
-    assert len(text.encode()) < 3e6
-    assert "1 more systems are not drawn" in text
-    Page(text)
+    page = Page(text)
+    assert "Not drawn: 1 more." in page.texts
+    assert text.count('aria-label="heat map"') == 4
+    assert text.count('class="question"') == 9
 
 
 def test_it_looks_like_something_in_a_browser(tmp_path: Path) -> None:
