@@ -278,6 +278,7 @@ def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> N
     folder = f"{output_dir}/RUN" if several else str(output_dir)
     print(f"\nModel: {folder}  (sentence_transformers.SentenceTransformer loads it)")
     if config.eval_dataset != "none":
+        print(f"Page of all figures: {output_dir}/report.html")
         print(f"Numbers: {folder}/metrics.json   Picture of all language pairs: {folder}/language_pairs.png")
     print(f"Settings: {folder}/train_config.yaml  (python -m hybridfast.train FILE repeats the run)")
     print("Try next:")

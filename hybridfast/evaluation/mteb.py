@@ -6,7 +6,7 @@
     mteb.evaluate(exact_search(SentenceTransformer("runs/hybrid-1")), mteb.get_tasks(["BelebeleRetrieval"]))
 
 mteb encodes, with its own prompts, and scores; every passage is ranked by one pass over tiles, not chunk by
-chunk through heaps. Needs the package mteb, from 2.0 on, which is imported when `exact_search` is called.
+chunk through heaps. Needs the extra "mteb", which is imported when `exact_search` is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def exact_search(model: Any) -> SearchEncoderWrapper:
     try:
         from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
     except ImportError as error:
-        raise ImportError("mteb.exact_search needs the package mteb from 2.0 on: pip install mteb") from error
+        raise ImportError("exact_search needs the package mteb: pip install 'hybridfast[mteb]'") from error
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformerEncoderWrapper(model) if isinstance(model, SentenceTransformer) else model
