@@ -117,6 +117,7 @@ def train(
                 mean = sum(losses) / len(losses)
                 left_out = f", {precision.skipped} steps left out by fp16" if precision.skipped else ""
                 bar.set_postfix_str(f"loss {mean:.4f}, {pairs_per_second:,.0f} pairs/s{left_out}")
+    optimizer.catch_up()
     seconds = time.perf_counter() - started
     average.take_over()
     model.eval()
