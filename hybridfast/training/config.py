@@ -104,8 +104,8 @@ class TrainConfig(ModelSettings):
     )
     sparse_embeddings: Literal["auto", "true", "false"] = setting(
         "auto",
-        "Gradients of word embeddings for a batch's tokens alone; rows it does not touch are neither moved "
-        "nor decayed. auto: on a CPU, for static encoders, and tables ten times a batch's tokens.",
+        "Gradients of word embeddings, and AdamW, for a batch's tokens alone; other rows make up for it when "
+        "they are touched. auto: on a CPU, for tables many times a batch's tokens.",
     )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."

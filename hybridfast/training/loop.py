@@ -178,6 +178,7 @@ def train(
             log.clock.lap("optimizer")
             is_best = False
             if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
+                optimizer.catch_up()
                 with average.in_place(), precision.autocast():
                     validated = validation.of(model, chunks, loss_of if config.in_batch else None)
                 is_best = best.add(validated, step)
@@ -196,6 +197,7 @@ def train(
             if best.stops:
                 tqdm.write(f"{name}: stops after step {step:,}; {best.metric} was best after {best.step:,}")
                 break
+    optimizer.catch_up()
     if folder and best.step not in (None, log.step):
         _restore(folder / f"checkpoint-{best.step}", stateful)
     average.take_over()
