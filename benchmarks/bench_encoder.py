@@ -152,7 +152,7 @@ def show_memory(arguments: argparse.Namespace, cache: str) -> None:
     weights = sum(parameter.nbytes for parameter in run.model.parameters())
     own = (state + weights) / 1e9
     print(
-        f"{arguments.memory:,} pairs in a step of {seconds:.0f} s: the process grew by {peak - before:.2f} GB, "
+        f"{arguments.memory:,} pairs, a step of {seconds:.0f} s: the process grew by {peak - before:.2f} GB, "
         f"of which moments and gradients take {own:.2f}; {chunks.recomputed} chunks computed again"
     )
 
