@@ -115,11 +115,23 @@ class Ranks:
     # --- what is done once --------------------------------------------------------------------------------
 
     def by_first(self, work: Callable[[], T]) -> T:
-        """What rank 0's work gives, on every rank; the others wait."""
-        held = [work() if self.is_first else None]
-        if not self.alone:
+        """What rank 0's work gives, on every rank; the others wait.
+
+        Raises:
+            SystemExit: with code 2, on other ranks, where the work has failed on rank 0, which says how.
+        """
+        if self.alone:
+            return work()
+        held: list[Any] = [False, None]
+        try:
+            if self.is_first:
+                held = [True, work()]
+        finally:
             dist.broadcast_object_list(held, src=0, group=self.patient)
-        return held[0]  # type: ignore[return-value]
+        if not held[0]:
+            raise SystemExit(2)
+        value: T = held[1]
+        return value
 
     @contextmanager
     def one_first(self) -> Iterator[None]:

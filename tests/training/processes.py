@@ -33,9 +33,7 @@ def start(
     return process
 
 
-def _main(
-    argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str]
-) -> None:
+def _main(argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str]) -> None:
     import torch
 
     from hybridfast import train

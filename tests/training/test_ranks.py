@@ -31,7 +31,6 @@ ROWS = [
     row | {"negative_1": other["passage"]} if number % 3 else row
     for number, (row, other) in enumerate(zip(FACTS[:120], FACTS[130:], strict=False))
 ]
-ONES = ["masked", "ring"]  # what is trained by four ranks, too
 CASES: dict[str, dict[str, Any]] = {
     "masked": {"negatives": 1, "tokens_per_chunk": 100, "max_grad_norm": 0.1},  # with dropout
     "ring": {"exchange": "ring", "bidirectional": True, "matryoshka_dims": [32, 8], "ema_decay": 0.5},
@@ -48,7 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
 def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     """One of the cases, on one of the ranks; the first leaves weights, figures and the log in the folder."""
     held_out_as = {"eval_steps": 2, "validation_split": 0.2, "metric_for_best_model": "mAP multi"}
-    config = TrainConfig(batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **CASES[case])
+    config = TrainConfig(
+        batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **CASES[case]
+    )
     corpus, held_out = hold_out(ParallelCorpus.from_rows(ROWS), config)
     torch.manual_seed(these.rank)  # rank 0's weights are what counts
     if config.model == "static":
@@ -58,9 +59,7 @@ def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     tokens = embedding.tokenize(model, corpus, cache_dir=folder / "cache", progress=False)
     assert held_out is not None
     validation = Validation(held_out, embedding.sides(model, tokens), 8)
-    figures = loop.train(
-        model, tokens, config, folder=folder / "run", validation=validation, ranks=these
-    )
+    figures = loop.train(model, tokens, config, folder=folder / "run", validation=validation, ranks=these)
     left = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.save({"weights": left, "figures": figures}, folder / f"rank-{these.rank}.pt")
 
@@ -92,8 +91,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_xlm_r: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("world", "cases"), [(2, [*CASES]), (4, ONES)])
-@pytest.mark.filterwarnings("ignore:.*device 'cpu' does not have it")
+@pytest.mark.parametrize(
+    ("world", "cases"), [(2, [*CASES]), pytest.param(4, ["masked", "ring"], marks=pytest.mark.slow)]
+)
 def test_ranks_give_what_one_process_gives(
     world: int, cases: list[str], alone: Path, tiny_xlm_r: Path, tmp_path: Path
 ) -> None:
@@ -168,12 +168,12 @@ def test_shares_are_balanced_and_know_their_places(tiny_xlm_r: Path, tmp_path: P
     assert sorted(masked) == sorted(batch.mask_groups.tolist())
     assert negatives == len(batch.negative_rows) > 0
     assert sum(tokens_of) == len(ids_T)
-    assert max(tokens_of) - min(tokens_of) < 10  # the shortest pair's, about
+    assert max(tokens_of) < 1.1 * min(tokens_of)
     assert Ranks().share(batch) is batch
 
 
 def test_rows_are_dealt_to_who_has_least() -> None:
-    assert ranks.dealt(torch.tensor([1, 9, 2, 3, 0, 4]), 2) == [[1, 4], [0, 2, 3, 5]]
+    assert ranks.dealt(torch.tensor([1, 9, 2, 3, 0, 4]), 2) == [[0, 1, 4], [2, 3, 5]]
     assert sorted(map(len, ranks.dealt(torch.zeros(5, dtype=torch.int64), 4))) == [1, 1, 1, 2]
     lengths = torch.randint(5, 60, (1000,), generator=torch.Generator().manual_seed(0))
     loads = [int(lengths[rows].sum()) + len(rows) for rows in ranks.dealt(lengths, 7)]
@@ -187,7 +187,9 @@ def test_a_batch_smaller_than_the_ranks_is_refused(
     with pytest.raises(SystemExit) as stop:
         train.main(["--batch_size", "2", "--output_dir", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: batch_size must be at least 1 for each of 3 ranks, got 2 for all\n"
+    assert (
+        capsys.readouterr().err == "error: batch_size must be at least 1 for each of 3 ranks, got 2 for all\n"
+    )
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="device must be cpu or cuda for 3 ranks, got cuda:1"):
         Ranks.join("cuda:1")
@@ -212,7 +214,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(data: Path, folder: Path, *more: str) -> list[str]:
     small = ["--batch_size", "8", "--max_steps", str(STEPS), "--dimension", "8", "--save_steps", "1"]
-    return ["--data", str(data), *small, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *more]
+    return [
+        "--data",
+        str(data),
+        *small,
+        "--output_dir",
+        str(folder),
+        "--resume_from_checkpoint",
+        "auto",
+        *more,
+    ]
 
 
 def start_two(argv: list[str], folder: Path, die: dict[int, tuple[str, int]] | None = None) -> list[Any]:
@@ -294,6 +305,9 @@ def test_the_error_of_one_rank_ends_the_other(data: Path, tmp_path: Path) -> Non
     assert "RuntimeError: rank 1 has had enough" in (tmp_path / "output-1").read_text()
     last = (tmp_path / "output-0").read_text().splitlines()
     assert any("Connection" in line or "has had enough" in line for line in last)
+
+
+def test_what_rank_0_refuses_ends_all(data: Path, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     wrong = flags(data, tmp_path / "two", "--max_steps", "3")
     (tmp_path / "two" / "something").write_text("there")
