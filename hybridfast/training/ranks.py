@@ -6,7 +6,6 @@ written, is rank 0's. A process that runs by itself is a rank as well, alone: th
 
 from __future__ import annotations
 
-import heapq
 import json
 import os
 import sys
@@ -17,8 +16,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridfast.data.sampler import Batch
@@ -164,26 +165,27 @@ class Ranks:
     def share(self, batch: Batch) -> Batch:
         """The pairs of a batch that are this rank's, balanced by tokens, with their texts' places in it.
 
-        The pair with the most tokens goes to the rank with the fewest, then the next one: as many pairs as
-        ranks at least, and every rank has one. The same on all ranks.
+        A function of the batch, the same on all ranks, which have as many pairs each, to one more or less.
         """
         if self.alone:
             return batch
         queries, passages, negatives = with_places(batch)
-        assert queries is not None and passages is not None  # there are in a batch of flat ids
+        assert queries is not None  # there are, in a batch of flat ids
+        assert passages is not None
         lengths_B = lengths_of(queries) + lengths_of(passages)
         if negatives is not None and batch.negative_rows is not None:
             lengths_B = lengths_B.index_add(0, batch.negative_rows, lengths_of(negatives))
         if len(lengths_B) < self.world:
             raise ValueError(f"a batch must have a pair for each of {self.world} ranks, got {len(lengths_B)}")
-        rows = torch.tensor(dealt(lengths_B, self.world)[self.rank])
+        rows = torch.from_numpy(np.flatnonzero(dealt(lengths_B.numpy(), self.world) == self.rank))
         own = {
             name: getattr(batch, name)[rows]
             for name in ("groups", "query_languages", "passage_languages", "flagged", "mask_groups")
         }
         own |= {"queries": _chosen(queries, rows), "passages": _chosen(passages, rows)}
         if negatives is not None:
-            assert batch.negative_rows is not None and batch.negative_mask_groups is not None
+            assert batch.negative_rows is not None
+            assert batch.negative_mask_groups is not None
             place_B = torch.full((len(lengths_B),), -1).index_copy_(0, rows, torch.arange(len(rows)))
             own_M = (place_B[batch.negative_rows] >= 0).nonzero()[:, 0]
             own |= {
@@ -226,16 +228,19 @@ class Told:
         return loss, round(places), asked > 0
 
 
-def dealt(lengths_B: Tensor, world: int) -> list[list[int]]:
-    """Which rows are each rank's, in rising order."""
-    loads = [(0, rank) for rank in range(world)]
-    rows: list[list[int]] = [[] for _ in range(world)]
-    order_B = torch.argsort(lengths_B, descending=True, stable=True)
-    for row, length in zip(order_B.tolist(), lengths_B[order_B].tolist(), strict=True):
-        load, rank = loads[0]
-        rows[rank].append(row)
-        heapq.heapreplace(loads, (load + length + 1, rank))  # an empty text is work, too
-    return [sorted(own) for own in rows]
+def dealt(lengths_B: NDArray[np.int64], world: int) -> NDArray[np.int64]:
+    """The rank (B,) of each row: the longest rows, one for each rank, then the next ones.
+
+    Of every such round, the longest goes to the rank that has least so far.
+    """
+    loads_W, rank_B = np.zeros(world, np.int64), np.empty(len(lengths_B), np.int64)
+    order_B = np.argsort(-lengths_B, kind="stable")
+    for begin in range(0, len(order_B), world):
+        rows = order_B[begin : begin + world]
+        takers = np.argsort(loads_W, kind="stable")[: len(rows)]
+        rank_B[rows] = takers
+        loads_W[takers] += lengths_B[rows]
+    return rank_B
 
 
 def _chosen(ids: Features, rows: Tensor) -> Features:
