@@ -1,9 +1,9 @@
 """Exact gold ranks against the usual ways to them: `pytest benchmarks/bench_ranks.py`.
 
-512 queries, and a single one, with 11 golds each over 13,014 passages, XQuAD-R's pool. Embeddings lie on a
-grid so coarse that every float32 inner product is exact in any order of summation: all contenders see the
-same scores, and their ranks must agree to the last one before anything is timed. "trained" puts golds near
-the top, "untrained" anywhere.
+512 queries, a single one and eight, with 11 golds each over 13,014 passages, XQuAD-R's pool. Embeddings lie
+on a grid so coarse that every float32 inner product is exact in any order of summation: all contenders see
+the same scores, and their ranks must agree to the last one before anything is timed. "trained" puts golds
+near the top, "untrained" anywhere.
 """
 
 from __future__ import annotations
@@ -195,7 +195,13 @@ def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
 
 @pytest.fixture(
     scope="module",
-    params=[("trained", 384, 512), ("untrained", 384, 512), ("trained", 768, 512), ("trained", 384, 1)],
+    params=[
+        ("trained", 384, 512),
+        ("untrained", 384, 512),
+        ("trained", 768, 512),
+        ("trained", 384, 1),
+        ("trained", 384, 8),
+    ],
     ids=str,
 )
 def problem(request: pytest.FixtureRequest) -> tuple[Key, Problem]:

@@ -16,12 +16,12 @@ std::span<const std::int64_t> view(const Integers& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
-py::tuple find_largest_norm(const py::array& array) {
+py::tuple find_largest_norm(const py::array& array, int threads) {
   const Embeddings embeddings = view_embeddings(array, "embeddings");
   RowNorm largest{};
   {
     const py::gil_scoped_release release;
-    largest = largest_norm(embeddings);
+    with_threads(threads, [&] { largest = largest_norm(embeddings, threads); });
   }
   return py::make_tuple(largest.row, largest.norm);
 }
@@ -54,7 +54,7 @@ py::tuple rank_counts(const py::array& queries, const py::array& passages, const
 }  // namespace
 
 void register_ranks(py::module_& module) {
-  module.def("largest_norm", &find_largest_norm, py::arg("embeddings").noconvert());
+  module.def("largest_norm", &find_largest_norm, py::arg("embeddings").noconvert(), py::arg("threads"));
   module.def("rank_counts", &rank_counts, py::arg("queries").noconvert(), py::arg("passages").noconvert(),
              py::arg("group_starts").noconvert(), py::arg("group_rows").noconvert(),
              py::arg("gold_indptr").noconvert(), py::arg("gold_rows").noconvert(), py::arg("threads"));

@@ -7,6 +7,7 @@ namespace hybridfast {
 
 void register_build_info(pybind11::module_& module);
 void register_ranks(pybind11::module_& module);
+void register_topk(pybind11::module_& module);
 void register_sampler(pybind11::module_& module);
 void register_infonce(pybind11::module_& module);
 void register_encoder(pybind11::module_& module);

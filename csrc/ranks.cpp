@@ -7,65 +7,13 @@
 #include <numeric>
 #include <vector>
 
+#include "panels.h"
 #include "simd/level.h"
 #include "threads.h"
+#include "workspace.h"
 
 namespace hybridfast {
 namespace {
-
-constexpr std::size_t kBlockBytes = std::size_t{8} << 20;    // packed queries, packed passages
-constexpr std::size_t kChunkBytes = std::size_t{384} << 10;  // passages that stay in a core's L2 cache
-constexpr std::size_t kChunkRows = 512;                      // and whose scores stay there too
-
-template <class Value>
-double square(Value value) {
-  const double wide = widen(value);
-  return wide * wide;
-}
-
-// panel[d * width + i] = element d of the i-th of `count` rows, row_of(i); zero for the i beyond.
-template <class RowOf>
-void pack_panel(const Embeddings& embeddings, std::size_t count, std::size_t width, float* panel,
-                RowOf row_of) {
-  with_elements(embeddings, [&](const auto* data) {
-    std::fill_n(panel, count < width ? width * embeddings.depth : 0, 0.0f);
-    constexpr std::size_t step = 128;  // elements at a time, so that the panel is written within the L1 cache
-    for (std::size_t begin = 0; begin < embeddings.depth; begin += step) {
-      const std::size_t end = std::min(begin + step, embeddings.depth);
-      for (std::size_t i = 0; i < count; ++i) {
-        const auto* row = data + row_of(i) * embeddings.depth;
-        for (std::size_t d = begin; d < end; ++d) panel[d * width + i] = widen(row[d]);
-      }
-    }
-  });
-}
-
-// A run of rows [begin, begin + size) packed as consecutive panels.
-struct Block {
-  std::size_t begin;
-  std::size_t size;
-  std::size_t width;
-  std::size_t depth;
-  std::vector<float> data;
-
-  std::size_t panels() const { return (size + width - 1) / width; }
-  std::size_t panel_rows(std::size_t panel) const { return std::min(width, size - panel * width); }
-  const float* panel(std::size_t index) const { return data.data() + index * width * depth; }
-};
-
-template <class RowOf>
-void pack_block(const Embeddings& embeddings, std::size_t begin, std::size_t size, Block& block, int threads,
-                RowOf row_of) {
-  block.begin = begin;
-  block.size = size;
-  block.data.resize(block.panels() * block.width * block.depth);
-  parallel_for(block.panels(), threads, [&](std::size_t p) {
-    const std::size_t first = begin + p * block.width;
-    pack_panel(embeddings, block.panel_rows(p), block.width,
-               block.data.data() + p * block.width * block.depth,
-               [&](std::size_t i) { return row_of(first + i); });
-  });
-}
 
 // Scores the golds of one query panel.
 void score_golds(const Block& queries, std::size_t panel, const Embeddings& passages, const Golds& golds,
@@ -139,33 +87,28 @@ void count_scores(const Scores& scores, const std::int64_t* rows, float gold_sco
   add(counts.later[entry], later);
 }
 
-// One query panel against the passages [begin, end) of the block, both multiples of a panel from its start.
-void count_tile(const Block& queries, std::size_t query_panel, const Block& passages, std::size_t begin,
-                std::size_t end, const Groups& groups, const Golds& golds, const float* gold_scores,
-                const RankCounts& counts) {
-  const std::size_t first = queries.begin + query_panel * queries.width;
-  const std::size_t last = first + queries.panel_rows(query_panel);
-  if (golds.indptr[first] == golds.indptr[last]) return;
-  const auto& kernels = simd::kernels();
-  const std::size_t panels = (end - begin + kernels.columns - 1) / kernels.columns;
-  const std::size_t stride = panels * kernels.columns;
-  const auto scores = std::make_unique_for_overwrite<float[]>(kernels.rows * stride);
-  Scores kept{std::vector<float>(stride), std::vector<std::int32_t>(stride)};
-  for (std::size_t p = 0; p < panels; ++p)
-    kernels.scores(queries.panel(query_panel), passages.panel(begin / kernels.columns + p), queries.depth,
-                   scores.get() + p * kernels.columns, stride);
+// A run of the passages to rank against, and how each of some queries scores them.
+struct Tile {
+  std::size_t first, last;  // queries
+  std::size_t begin, end;   // places in groups.rows
+  const float* scores;      // row q - first, column place - begin
+  std::size_t stride;
+};
 
-  const auto first_place = static_cast<std::int64_t>(passages.begin + begin);
-  const auto last_place = static_cast<std::int64_t>(passages.begin + end);
+void count_tile(const Tile& tile, const Groups& groups, const Golds& golds, const float* gold_scores,
+                const RankCounts& counts) {
+  Scores kept{std::vector<float>(tile.stride), std::vector<std::int32_t>(tile.stride)};
+  const auto first_place = static_cast<std::int64_t>(tile.begin);
+  const auto last_place = static_cast<std::int64_t>(tile.end);
   const auto past = std::upper_bound(groups.starts.begin(), groups.starts.end(), first_place);
   for (auto group = static_cast<std::size_t>(past - groups.starts.begin()) - 1;
        group < groups.count() && groups.starts[group] < last_place; ++group) {
     const std::int64_t from = std::max(groups.starts[group], first_place);
     const std::int64_t to = std::min(groups.starts[group + 1], last_place);
-    for (std::size_t query = first; query < last; ++query) {
+    for (std::size_t query = tile.first; query < tile.last; ++query) {
       const std::int64_t gold_begin = golds.indptr[query], gold_end = golds.indptr[query + 1];
       if (gold_begin == gold_end) continue;
-      keep_from(scores.get() + (query - first) * stride + (from - first_place),
+      keep_from(tile.scores + (query - tile.first) * tile.stride + (from - first_place),
                 static_cast<std::size_t>(to - from),
                 *std::min_element(gold_scores + gold_begin, gold_scores + gold_end), kept);
       for (std::int64_t gold = gold_begin; gold < gold_end; ++gold)
@@ -175,35 +118,106 @@ void count_tile(const Block& queries, std::size_t query_panel, const Block& pass
   }
 }
 
-// Rows of `depth` floats that fill at most `bytes`: whole panels, at least one.
-std::size_t rows_in(std::size_t bytes, std::size_t depth, std::size_t width) {
-  const std::size_t rows = bytes / (sizeof(float) * std::max<std::size_t>(depth, 1));
-  return std::max(rows / width, std::size_t{1}) * width;
+// One query panel against the passages [begin, end) of the block, both multiples of a panel from its start.
+void count_chunk(const Block& queries, std::size_t query_panel, const Block& passages, std::size_t begin,
+                 std::size_t end, const Groups& groups, const Golds& golds, const float* gold_scores,
+                 const RankCounts& counts) {
+  const std::size_t first = queries.begin + query_panel * queries.width;
+  const std::size_t last = first + queries.panel_rows(query_panel);
+  if (golds.indptr[first] == golds.indptr[last]) return;
+  const auto& kernels = simd::kernels();
+  const std::size_t panels = (end - begin + kernels.columns - 1) / kernels.columns;
+  const std::size_t stride = panels * kernels.columns;
+  Scratch scores(kernels.rows * stride);
+  for (std::size_t p = 0; p < panels; ++p)
+    kernels.scores(queries.panel(query_panel), passages.panel(begin / kernels.columns + p), queries.depth,
+                   scores.data() + p * kernels.columns, stride);
+  count_tile({first, last, passages.begin + begin, passages.begin + end, scores.data(), stride}, groups,
+             golds, gold_scores, counts);
+}
+
+void prefetch_row(const Embeddings& embeddings, std::size_t row) {
+  with_elements(embeddings, [&](const auto* data) {
+    const auto* bytes = reinterpret_cast<const char*>(data + row * embeddings.depth);
+    const std::size_t size = embeddings.depth * sizeof(*data);
+    for (std::size_t line = 0; line < size; line += 64) __builtin_prefetch(bytes + line, 0, 2);
+  });
+}
+
+// One panel of queries or fewer: passages are packed where they are multiplied, for to write a block of them
+// and to read it would take longer than all the rest. Sums are as above: one for each entry, d ascending.
+void count_few(const Embeddings& queries, const Embeddings& passages, const Groups& groups,
+               const Golds& golds, const RankCounts& counts, int threads) {
+  const auto& kernels = simd::kernels();
+  const std::size_t depth = queries.depth, columns = kernels.columns;
+  Scratch query_rows(queries.rows * depth);
+  for (std::size_t query = 0; query < queries.rows; ++query)
+    widen_row(queries, query, 0, depth, query_rows.data() + query * depth);
+  const auto score = [&](std::size_t first, std::size_t many, std::size_t count, float* panel, float* scores,
+                         std::size_t stride, auto row_of) {
+    pack_panel(passages, count, columns, panel, row_of);
+    kernels.multiply({query_rows.data() + first * depth, depth, 1, panel, depth}, many, scores, stride,
+                     false);
+  };
+
+  std::vector<float> gold_scores(golds.rows.size());
+  Scratch gold_panel(columns * depth), panel_scores(columns);
+  for (std::size_t query = 0; query < queries.rows; ++query) {
+    const auto end = static_cast<std::size_t>(golds.indptr[query + 1]);
+    for (auto gold = static_cast<std::size_t>(golds.indptr[query]); gold < end; gold += columns) {
+      const std::size_t count = std::min(columns, end - gold);
+      score(query, 1, count, gold_panel.data(), panel_scores.data(), columns,
+            [&](std::size_t i) { return static_cast<std::size_t>(golds.rows[gold + i]); });
+      std::copy_n(panel_scores.data(), count, gold_scores.data() + gold);
+    }
+  }
+  const std::size_t places = groups.rows.size(), step = kChunkRows;
+  parallel_for((places + step - 1) / step, threads, [&](std::size_t chunk) {
+    const std::size_t begin = chunk * step, end = std::min(begin + step, places);
+    const std::size_t stride = (end - begin + columns - 1) / columns * columns;
+    Scratch panel(columns * depth), scores(queries.rows * stride);
+    for (std::size_t place = begin; place < end; place += columns) {
+      // A panel reads rows side by side, which no hardware prefetches: fetch the next one's meanwhile.
+      for (std::size_t next = place + columns; next < std::min(place + 2 * columns, end); ++next)
+        prefetch_row(passages, static_cast<std::size_t>(groups.rows[next]));
+      score(0, queries.rows, std::min(columns, end - place), panel.data(), scores.data() + (place - begin),
+            stride, [&](std::size_t i) { return static_cast<std::size_t>(groups.rows[place + i]); });
+    }
+    count_tile({0, queries.rows, begin, end, scores.data(), stride}, groups, golds, gold_scores.data(),
+               counts);
+  });
 }
 
 }  // namespace
 
-RowNorm largest_norm(const Embeddings& embeddings) {
-  return with_elements(embeddings, [&](const auto* data) {
-    constexpr std::size_t lanes = 8;
-    RowNorm largest{0, 0.0};
-    for (std::size_t row = 0; row < embeddings.rows; ++row, data += embeddings.depth) {
-      double squares[lanes] = {};
-      for (std::size_t d = 0; d < embeddings.depth / lanes * lanes; d += lanes)
-        for (std::size_t lane = 0; lane < lanes; ++lane) squares[lane] += square(data[d + lane]);
-      for (std::size_t d = embeddings.depth / lanes * lanes; d < embeddings.depth; ++d)
-        squares[0] += square(data[d]);
-      const double norm = std::sqrt(std::accumulate(squares, squares + lanes, 0.0));
-      if (!std::isfinite(norm)) return RowNorm{row, norm};
-      if (norm > largest.norm) largest = {row, norm};
+RowNorm largest_norm(const Embeddings& embeddings, int threads) {
+  constexpr std::size_t step = 256;
+  const std::size_t blocks = (embeddings.rows + step - 1) / step;
+  std::vector<RowNorm> largest(blocks);
+  const auto& kernels = simd::kernels();
+  parallel_for(blocks, threads, [&](std::size_t block) {
+    const std::size_t begin = block * step, end = std::min(begin + step, embeddings.rows);
+    std::vector<float> widened(embeddings.depth);
+    RowNorm& most = largest[block] = {begin, 0.0};
+    for (std::size_t row = begin; row < end; ++row) {
+      const float* values = float_row(embeddings, row, widened.data());
+      const double norm = std::sqrt(kernels.dot(values, values, embeddings.depth));
+      if (norm > most.norm || !std::isfinite(norm)) most = {row, norm};
+      if (!std::isfinite(norm)) return;
     }
-    return largest;
   });
+  RowNorm most{0, 0.0};
+  for (const RowNorm& one : largest) {
+    if (!std::isfinite(one.norm)) return one;
+    if (one.norm > most.norm) most = one;
+  }
+  return most;
 }
 
 void count_ranks(const Embeddings& queries, const Embeddings& passages, const Groups& groups,
                  const Golds& golds, const RankCounts& counts, int threads) {
   const auto& kernels = simd::kernels();
+  if (queries.rows <= kernels.rows) return count_few(queries, passages, groups, golds, counts, threads);
   const std::size_t depth = queries.depth;
   const std::size_t query_step = rows_in(kBlockBytes, depth, kernels.rows);
   const std::size_t passage_step = rows_in(kBlockBytes, depth, kernels.columns);
@@ -225,8 +239,8 @@ void count_ranks(const Embeddings& queries, const Embeddings& passages, const Gr
       const std::size_t chunks = (passage_block.size + chunk - 1) / chunk;
       parallel_for(chunks * query_block.panels(), threads, [&](std::size_t task) {
         const std::size_t begin = task / query_block.panels() * chunk;  // neighbours share a chunk
-        count_tile(query_block, task % query_block.panels(), passage_block, begin,
-                   std::min(begin + chunk, passage_block.size), groups, golds, gold_scores.data(), counts);
+        count_chunk(query_block, task % query_block.panels(), passage_block, begin,
+                    std::min(begin + chunk, passage_block.size), groups, golds, gold_scores.data(), counts);
       });
     }
   }

@@ -14,7 +14,7 @@ struct RowNorm {
   std::size_t row;
   double norm;
 };
-RowNorm largest_norm(const Embeddings& embeddings);
+RowNorm largest_norm(const Embeddings& embeddings, int threads);
 
 // Golds of query q: rows[indptr[q]] ... rows[indptr[q + 1] - 1] of the passages.
 struct Golds {

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def build_info() -> dict[str, Any]: ...
-def largest_norm(embeddings: NDArray[Any]) -> tuple[int, float]: ...
+def largest_norm(embeddings: NDArray[Any], threads: int) -> tuple[int, float]: ...
 def rank_counts(
     queries: NDArray[Any],
     passages: NDArray[Any],
@@ -14,6 +14,17 @@ def rank_counts(
     gold_rows: NDArray[np.int64],
     threads: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]: ...
+def top_k(
+    queries: NDArray[Any],
+    passages: NDArray[Any],
+    rows: NDArray[np.int64],
+    excluded_groups: NDArray[np.int64],
+    excluded_indptr: NDArray[np.int64],
+    excluded_rows: NDArray[np.int64],
+    k: int,
+    filter: bool,
+    threads: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 
 class Schedule:
     @property

@@ -5,21 +5,30 @@
         --query_prefix "query: " --passage_prefix "passage: " \\
         --dataset xquad-r --data_dir data/xquad-r --output_dir results/e5-xquad-r
 
+    python -m hybridfast.evaluate --run bm25.trec --qrels qrels.txt --passage_languages ids.tsv --language en
+
+    python -m hybridfast.evaluate --model A B C --baseline A --dataset cldr       # side by side
+    python -m hybridfast.evaluate --compare runs/A-cldr-1 runs/compare-1          # later, without encoding
+
 prints the table of the hybrid-batch paper (arXiv 2408.10536): mAP in the three pools, recall, and the rank
-distance, which measures language bias (lower is better); writes it with a picture of all language pairs.
+distance, which measures language bias (lower is better), each with its interval; writes it with the ranks of
+every query, all other measures, and a picture of all language pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hybridfast import cli
 from hybridfast.encoder.loading import ModelSettings, setting
-from hybridfast.evaluation import readers, results
-from hybridfast.evaluation.encode import evaluate
-from hybridfast.evaluation.table import table
+from hybridfast.evaluation import readers, results, search, trec
+from hybridfast.evaluation.comparison import Comparison, compare
+from hybridfast.evaluation.encode import embed
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.metrics import LIST_DEPTH, Evaluation, evaluate_counts, evaluate_embeddings
+from hybridfast.evaluation.ranked import Ranked
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -30,45 +39,192 @@ class EvaluateConfig(ModelSettings):
 
     SECTIONS = ModelSettings.SECTIONS | {"dataset": "data and output"}
 
-    model: str = field(
-        metadata={"help": "SentenceTransformer or transformers encoder: a folder or a hub name. Required."}
+    model: list[str] = field(  # type: ignore[assignment]
+        default_factory=list,
+        metadata={
+            "help": "SentenceTransformer or transformers encoder: a folder or a hub name. Several are "
+            "compared. Needed without run and compare."
+        },
     )
     dataset: str = setting(
-        "cldr", "cldr (embedded), xquad-r, or a file or folder of rows (id, lang, query, passage)."
+        "cldr",
+        "cldr (embedded), xquad-r, mlqa-r, miracl, beir, a folder with BEIR's files, or a file or folder of "
+        "rows (id, lang, query, passage).",
     )
-    data_dir: str | None = setting(None, "Folder of xquad-r: ar.json ... zh.json.")
+    data_dir: str | None = setting(
+        None, "Folder of xquad-r, mlqa-r, miracl or beir. Default: the hub; for beir it may be a name there."
+    )
+    languages: list[str] | None = setting(
+        None, "Queries and passages of these languages alone, such as ar de en. Default: all."
+    )
+    language: str | None = setting(None, "Language of beir's texts, rows or ids that have none of their own.")
+    split: str | None = setting(None, "Which judgments. Default: dev of miracl, test of beir.")
     candidates: Literal["sentence", "context"] = setting(
-        "sentence", "xquad-r: encode the sentence alone, or sentence + context."
+        "sentence", "xquad-r, mlqa-r: encode the sentence alone, or XTREME's sentence + context."
     )
+    title_separator: str = setting(
+        " ", "miracl, beir: between a passage's title and text; \\n is a line break. pyserini's is \\n\\n."
+    )
+    run: str | None = setting(
+        None, "Evaluate this run in TREC's format instead of a model, over the dataset or qrels."
+    )
+    qrels: str | None = setting(None, "Judgments in TREC's format for the run, instead of a dataset.")
+    passage_languages: str | None = setting(
+        None, "Lines 'id language' for qrels: the passages of the pool. Others are in --language."
+    )
+    query_languages: str | None = setting(None, "Lines 'id language' for qrels' queries, likewise.")
+    compare: list[str] | None = setting(
+        None, "Compare these folders of earlier evaluations or training runs, from the ranks stored in them."
+    )
+    baseline: str | None = setting(
+        None,
+        "Of several, the one that differences are taken from, by its name in the table. Default: the first.",
+    )
+    resamples: int = setting(10_000, "Of questions, for the intervals and tests of the table.")
+    index: Literal["exact", "hnsw", "ivf"] = setting(
+        "exact", "exact: all passages are ranked. Or an approximate index of faiss, which finds run_depth."
+    )
+    run_depth: int = setting(1000, "Passages a query in a run that is written or comes from an index.")
+    write_run: bool = setting(False, "Write run.trec and qrels.trec into the output folder too.")
     output_dir: str | None = setting(
         None, "New folder for the numbers and the picture. Default: the next free runs/MODEL-DATASET-1, ..."
     )
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be >= 1, got {self.eval_batch_size}")
+        if isinstance(self.model, str):  # one of several
+            super().__post_init__()
+            return
+        for model in self.model:
+            replace(self, model=model)  # type: ignore[arg-type]
+        for name in ("eval_batch_size", "run_depth", "resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if sum(map(bool, (self.model, self.run, self.compare))) != 1:
+            given = f"model {' '.join(self.model)}, run {self.run}, compare {' '.join(self.compare or [])}"
+            raise ValueError(f"give one of model, run and compare, got {given}")
+        if self.run is None and self.qrels is not None:
+            raise ValueError("qrels hold no texts to encode: they need run; for a model give a dataset")
+        if self.run is not None and (self.index != "exact" or self.write_run):
+            raise ValueError("index and write_run need a model; a run is written already")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
-    name = Path(config.model).name
     with cli.usage_errors():
-        output_dir = cli.check_output_folder(
-            config.output_dir or cli.next_free(f"{name}-{Path(config.dataset).stem}")
-        )
-        eval_set = readers.load(config.dataset, config.data_dir, config.candidates)
-        model = config.load()
-        evaluation = evaluate(model, eval_set, batch_size=config.eval_batch_size)
-    print(table({name: evaluation.summary()}))
+        output_dir = cli.check_output_folder(config.output_dir or cli.next_free(_title(config)))
+        if config.compare:
+            systems = results.read_runs(config.compare)
+            comparison = _compare(config, systems)
+            with cli.output_folder(output_dir) as output:
+                results.write_comparison(output.folder, comparison)
+            print(f"\nWrote {output.path}/comparison.json and {output.path}/results.md")
+            return
+        eval_set = _read(config)
+        names = [Path(config.run).stem] if config.run else _names(config.model)
+        if config.baseline is not None and config.baseline not in names:
+            raise ValueError(f"baseline must be one of {', '.join(names)}, got {config.baseline!r}")
+    systems = {}
     with cli.output_folder(output_dir) as output:
-        try:
-            results.write(output.folder, evaluation, {"config": asdict(config)})
-        finally:  # the numbers outlive a picture that fails
-            output.keep = (output.folder / "metrics.json").is_file()
-    print(f"\nWrote {output.path}/metrics.json and {output.path}/language_pairs.png")
+        for name, model in zip(names, config.model or [""], strict=True):
+            one = config if config.run else replace(config, model=model)  # type: ignore[arg-type]
+            with cli.usage_errors():
+                evaluation, run, details = (_of_run if config.run else _of_model)(one, eval_set)
+            for note in details["notes"] if not systems else ():
+                print(note)
+            folder = output.folder / name if len(names) > 1 else output.folder
+            folder.mkdir(exist_ok=True)
+            if evaluation.ranked is not None:
+                systems[name] = [evaluation.ranked]
+            try:
+                results.write(folder, evaluation, {"config": asdict(one), **details})
+                if config.write_run and run is not None:
+                    trec.write_run(folder / "run.trec", run, eval_set, name)
+                    trec.write_qrels(folder / "qrels.trec", eval_set)
+            finally:  # the numbers outlive a picture that fails
+                output.keep |= (folder / "metrics.json").is_file()
+        with cli.usage_errors():
+            results.write_comparison(output.folder, _compare(config, systems))
+    there = f"{output.path}/MODEL" if len(names) > 1 else str(output.path)
+    print(f"\nWrote {there}/metrics.json, ranks.parquet and language_pairs.png; {output.path}/results.md")
+    if config.write_run:
+        print(f"Wrote {there}/run.trec and {there}/qrels.trec")
+
+
+def _title(config: EvaluateConfig) -> str:
+    """Of the folder, where none is given."""
+    if config.compare:
+        return "comparison"
+    names = [Path(config.run).stem] if config.run else _names(config.model)
+    return f"{'-'.join(names)}-{Path(config.qrels or config.dataset).stem}"
+
+
+def _names(models: list[str]) -> list[str]:
+    """The last part of each path or hub name, or all of it where two are alike.
+
+    Raises ValueError for a model given twice.
+    """
+    names = [Path(model).name for model in models]
+    if len(set(names)) < len(names):
+        names = [model.strip("/").replace("/", "--") for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"model must name each model once, got {' '.join(models)}")
+    return names
+
+
+def _compare(config: EvaluateConfig, systems: dict[str, list[Ranked]]) -> Comparison:
+    """The table, printed; of differences from the baseline where there are several."""
+    baseline = config.baseline or (next(iter(systems)) if len(systems) > 1 else None)
+    comparison = compare(systems, baseline, resamples=config.resamples)
+    print(comparison.table())
+    return comparison
+
+
+def _read(config: EvaluateConfig) -> EvalSet:
+    if config.run and config.qrels:
+        tables = (config.passage_languages, config.query_languages)
+        return trec.eval_set_of(config.qrels, config.run, *tables, config.language)
+    return readers.load(
+        config.dataset,
+        config.data_dir,
+        config.candidates,
+        languages=config.languages,
+        language=config.language,
+        split=config.split,
+        title_separator=config.title_separator.replace("\\n", "\n"),
+    )
+
+
+Result = tuple[Evaluation, trec.Run | None, dict[str, Any]]
+
+
+def _of_run(config: EvaluateConfig, eval_set: EvalSet) -> Result:
+    run = trec.read_run(config.run or "", eval_set)
+    return _measured(eval_set, run), run, {"notes": [*eval_set.notes, *run.notes]}
+
+
+def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
+    lists = trec.top_lists_of(run, eval_set, LIST_DEPTH)
+    return evaluate_counts(eval_set, trec.run_counts(run, eval_set), "trec", lists)
+
+
+def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
+    """Of all passages, or of those that an index finds; with the best of them if they are to be written."""
+    queries, passages = embed(config.load(), eval_set, batch_size=config.eval_batch_size)
+    details: dict[str, Any] = {"notes": eval_set.notes}
+    run = None
+    if config.write_run or config.index != "exact":
+        exact = search.top_k(queries, passages, config.run_depth, trec.id_order(eval_set), progress=True)
+        run = trec.run_of(eval_set, *exact)
+    if config.index == "exact":
+        return evaluate_embeddings(eval_set, queries, passages), run, details
+    found = search.index_top_k(queries, passages, config.run_depth, config.index)
+    recall = search.recall_of_exact(found[0], exact[0])
+    print(f"{config.index}: recall@{exact[0].shape[1]} against exact search {recall:.4f}")
+    details["index"] = {"kind": config.index, "depth": exact[0].shape[1], "recall_of_exact": recall}
+    run = trec.run_of(eval_set, *found)
+    return _measured(eval_set, run), run, details
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -23,7 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridfast import cli
-from hybridfast.evaluation import table
+from hybridfast.evaluation import ranked
+from hybridfast.evaluation.comparison import Comparison, compare
+from hybridfast.evaluation.ranked import Ranked
+from hybridfast.evaluation.results import RANKS, write_comparison
 from hybridfast.training import card, checkpoint, curves
 from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
-
-Summaries = dict[str, list[dict[str, float]]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,25 +86,22 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
         record = record or this
         given = _given_checkpoint(config, project)
     lasting = config.save_steps is not None or config.resume_from_checkpoint is not None
-    summaries: Summaries = {}
+    systems: dict[str, list[Ranked]] = {}
     stopped: str | None = None
     with ExitStack() as stack:
         opened = cli.lasting_folder if lasting else cli.output_folder
         output = ranks.by_first(lambda: stack.enter_context(opened(output_dir)))
         if lasting and ranks.is_first:
             record.write(output.folder)
-        if config.eval_before and record.untrained is None:
-            with cli.usage_errors():
-                untrained = project.evaluate(project.new_model(config.seed))
-            record.untrained = untrained.summary() if untrained else None
-        _add(summaries, "untrained", record.untrained, output.folder)
+        if config.eval_before:
+            _add(config, systems, "untrained", _untrained(project, output.folder), output.folder)
         for title, (name, run) in runs.items():
             folder, there = output.folder, output.path
             if len(runs) > 1:
                 folder, there = folder / title, there / title
             if title in record.complete:
                 if ranks.is_first:
-                    _add(summaries, name, _summary(folder), output.folder)
+                    _add(config, systems, name, _ranks(folder), output.folder)
                 continue
             with _no_half_run(folder, lasting, ranks):
                 state = given if given or not lasting else _newest(folder, ranks)
@@ -145,23 +142,26 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                     continue
                 try:
                     save_model(folder, model, run)
-                except OSError as error:
+                except Exception as error:  # what a full disk is to three libraries
                     if not lasting:
                         raise
                     cli.fail(f"{title}: the model could not be saved: {error}; the last checkpoint remains")
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
             save_results(folder, run, training, None)
             curves.draw(folder / "log.jsonl", folder / "curves.png")
-            _save_card(folder, title, model, run, project, training, {})
+            _save_card(folder, title, model, run, project, training, None)
             try:
                 evaluation = project.evaluate(model)
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
-            _add(summaries, name, evaluation.summary() if evaluation else None, output.folder)
+            _add(config, systems, name, evaluation.ranked if evaluation else None, output.folder)
             save_results(folder, run, training, evaluation)
             if evaluation:
-                own = {row: summaries[row][-1:] for row in ("untrained", name) if row in summaries}
-                _save_card(folder, title, model, run, project, training, own)
+                own = {row: systems[row][-1:] for row in ("untrained", name) if row in systems}
+                against = "untrained" if len(own) > 1 else None
+                _save_card(
+                    folder, title, model, run, project, training, compare(own, against) if own else None
+                )
             if config.push_to_hub:
                 repository = config.hub_model_id or output_dir.absolute().name
                 if len(runs) > 1:
@@ -182,7 +182,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
         _leave(stopped, argv, config, output.path, ranks.world)
     if project.eval_set is not None and ranks.is_first:
         print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
-        print(table.table(summaries))
+        print(_table(config, systems).table())
     _closing_words(config, output.path, several=len(runs) > 1)
 
 
@@ -272,15 +272,23 @@ def _leave(stopped: str, argv: list[str], config: TrainConfig, output_dir: Path,
     raise SystemExit(0)
 
 
-def _summary(folder: Path) -> dict[str, float] | None:
-    """The figures of a run that is complete."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if "evaluation" not in metrics:
+def _untrained(project: Project, folder: Path) -> Ranked | None:
+    """The ranks of the untrained model, found in the output folder or left there."""
+    if (found := project.ranks.by_first(lambda: _ranks(folder / "untrained"))) is not None:
+        return found
+    with cli.usage_errors():
+        evaluation = project.evaluate(project.new_model(project.config.seed))
+    if evaluation is None or evaluation.ranked is None:
         return None
-    return {
-        name: float("nan") if value is None else value
-        for name, value in metrics["evaluation"]["summary"].items()
-    }
+    (folder / "untrained").mkdir(exist_ok=True)
+    ranked.write(folder / "untrained" / RANKS, evaluation.ranked)
+    return evaluation.ranked
+
+
+def _ranks(folder: Path) -> Ranked | None:
+    """Those of an evaluation whose folder this is."""
+    path = folder / RANKS
+    return ranked.read(path) if path.exists() else None
 
 
 def _save_card(
@@ -290,18 +298,25 @@ def _save_card(
     run: TrainConfig,
     project: Project,
     training: dict[str, Any],
-    summaries: Summaries,
+    comparison: Comparison | None,
 ) -> None:
     evaluated_on = project.eval_set.name if project.eval_set else None
-    text = card.text(title, model, run, settings(run), project.corpus, training, summaries, evaluated_on)
+    text = card.text(title, model, run, settings(run), project.corpus, training, comparison, evaluated_on)
     save_card(folder, text)
 
 
-def _add(summaries: Summaries, name: str, summary: dict[str, float] | None, folder: Path) -> None:
+def _add(
+    config: TrainConfig, systems: dict[str, list[Ranked]], name: str, found: Ranked | None, folder: Path
+) -> None:
     """One more evaluation in the table, which is written anew: the next run may fail."""
-    if summary:
-        summaries.setdefault(name, []).append(summary)
-        (folder / "results.md").write_text(table.table(summaries) + "\n", encoding="utf-8")
+    if found:
+        systems.setdefault(name, []).append(found)
+        write_comparison(folder, _table(config, systems))
+
+
+def _table(config: TrainConfig, systems: dict[str, list[Ranked]]) -> Comparison:
+    baseline = config.baseline or ("mono" if "mono" in systems else next(iter(systems)))
+    return compare(systems, baseline if baseline in systems and len(systems) > 1 else None)
 
 
 def _closing_words(config: TrainConfig, output_dir: Path, *, several: bool) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hybridfast import evaluate
+from hybridfast import evaluate as command
 from hybridfast.encoder import loading
+from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 
 # "fox" in two languages that share no word, and a distractor in each.
@@ -25,6 +26,8 @@ EVAL_SET = EvalSet(
     gold_indices=np.array([0, 2, 0, 2]),
 )
 
+WRITTEN = ["comparison.json", "language_pairs.png", "metrics.json", "ranks.parquet", "results.md"]
+
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
@@ -35,7 +38,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
     model = loading.load(str(model_folder))
-    evaluation = evaluate.evaluate(model, EVAL_SET, progress=False)
+    evaluation = evaluate(model, EVAL_SET, progress=False)
     assert evaluation.mono("mAP") == 1.0
     pairs = evaluation.pairs["R@1"]
     assert pairs[0, 0] == pairs[1, 1] == 1.0
@@ -45,11 +48,11 @@ def test_a_lexical_model_finds_its_own_words(model_folder: Path) -> None:
 def test_scores_are_cosines(model_folder: Path) -> None:
     """Scaling a passage's embedding must not change its rank."""
     model = loading.load(str(model_folder))
-    expected = evaluate.evaluate(model, EVAL_SET, progress=False).to_dict()
+    expected = evaluate(model, EVAL_SET, progress=False).to_dict()
     scale = torch.tensor([[0.1], [10.0], [3.0], [0.5]])
     original = model.encode_document
     model.encode_document = lambda texts, **settings: original(texts, **settings) * scale  # type: ignore[method-assign]
-    assert evaluate.evaluate(model, EVAL_SET, progress=False).to_dict() == expected
+    assert evaluate(model, EVAL_SET, progress=False).to_dict() == expected
 
 
 def test_the_command_prints_and_writes(
@@ -64,7 +67,7 @@ def test_the_command_prints_and_writes(
         )
     )
     output = tmp_path / "results"
-    evaluate.main(["--model", str(model_folder), "--dataset", str(rows), "--output_dir", str(output)])
+    command.main(["--model", str(model_folder), "--dataset", str(rows), "--output_dir", str(output)])
     out = capsys.readouterr().out
     assert "lexical" in out
     assert "rank distance" in out
@@ -73,15 +76,30 @@ def test_the_command_prints_and_writes(
     assert metrics["evaluation"]["summary"]["mAP mono"] == 1.0
     assert metrics["environment"]["torch"]
     assert (output / "language_pairs.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in output.iterdir()) == ["language_pairs.png", "metrics.json"]
+    low, value, high = (metrics["evaluation"]["figures"]["mAP mono"][key] for key in ("low", "value", "high"))
+    assert low <= value <= high
+    assert sorted(path.name for path in output.iterdir()) == WRITTEN
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", "xquad"], "dataset must be cldr, xquad-r or an existing file or folder, got 'xquad'"),
-        (["--dataset", "xquad-r"], "dataset xquad-r needs data_dir"),
+        (["--dataset", "xquad"], "miracl, beir or an existing file or folder, got 'xquad'"),
+        (["--dataset", "beir"], "dataset beir needs data_dir"),
+        (["--dataset", "miracl"], "dataset miracl without data_dir needs languages"),
+        (["--dataset", "miracl", "--languages", "xx"], "languages must be of MIRACL's, ar, bn"),
+        (
+            ["--dataset", "mlqa-r", "--languages", "de", "ru"],
+            "MLQA-R's, ar, de, en, es, hi, vi, zh, got",
+        ),
+        (["--languages", "de", "fr"], "languages must be of cldr's"),
+        (["--run", "a.trec"], "give one of model, run and compare"),
+        (["--qrels", "a.txt"], "qrels hold no texts to encode"),
+        (["--run_depth", "0"], "run_depth must be >= 1, got 0"),
         (["--dataset", "xquad-r", "--data_dir", "/missing"], "/missing"),
+        (["--resamples", "0"], "resamples must be >= 1, got 0"),
+        (["--compare", "a"], "give one of model, run and compare"),
+        (["--baseline", "b"], "baseline must be one of lexical, got 'b'"),
         (["--eval_batch_size", "0"], "eval_batch_size must be >= 1, got 0"),
         (["--model", "./missing"], "./missing: no such model folder"),
         (["--output_dir", "FULL"], "exists and is not empty"),
@@ -93,7 +111,7 @@ def test_what_a_user_can_get_wrong(
     flags = [str(model_folder) if flag == "FULL" else flag for flag in flags]
     before = sorted(path.name for path in model_folder.iterdir())
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--model", str(model_folder), *flags])
+        command.main(["--model", str(model_folder), *flags])
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert message in err
@@ -110,7 +128,7 @@ def test_embeddings_that_are_not_finite_are_one_line(
     model.save(str(tmp_path / "diverged"))
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--model", str(tmp_path / "diverged"), "--output_dir", str(tmp_path / "results")])
+        command.main(["--model", str(tmp_path / "diverged"), "--output_dir", str(tmp_path / "results")])
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert out == ""
@@ -131,9 +149,126 @@ def test_numbers_outlive_a_picture_that_fails(
     monkeypatch.setattr("hybridfast.evaluation.plots.heat_map", fail)
     flags = ["--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "results")]
     with pytest.raises(RuntimeError, match="no font"):
-        evaluate.main(["--model", str(model_folder), *flags])
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["metrics.json"]
+        command.main(["--model", str(model_folder), *flags])
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["metrics.json", "ranks.parquet"]
     text = (tmp_path / "results" / "metrics.json").read_text()
     summary = json.loads(text, parse_constant=pytest.fail)["evaluation"]["summary"]
     assert (summary["mAP mono"], summary["mAP cross"]) == (1.0, None)  # one language has no other
     assert f"RuntimeError: what there was by then is in {tmp_path / 'results'}" in capsys.readouterr().err
+
+
+def write_rows(path: Path) -> Path:
+    texts = {"en": ["red fox", "blue sea", "red sea"], "de": ["roter fuchs", "blaues meer", "rotes meer"]}
+    rows = [
+        {"id": str(i), "lang": lang, "query": text, "passage": text}
+        for lang, of_language in texts.items()
+        for i, text in enumerate(of_language)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())["evaluation"]["summary"]
+
+
+def test_a_written_run_is_evaluated_like_the_model(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["--dataset", str(write_rows(tmp_path / "rows.jsonl"))]
+    ours, theirs, alone = (tmp_path / name for name in ("ours", "theirs", "alone"))
+    command.main(["--model", str(model_folder), *rows, "--write_run", "True", "--output_dir", str(ours)])
+    assert len((ours / "run.trec").read_text().splitlines()) == 36
+    assert len((ours / "qrels.trec").read_text().splitlines()) == 12
+    run = ["--run", str(ours / "run.trec")]
+    command.main([*run, *rows, "--output_dir", str(theirs)])
+    assert summary(ours).keys() == summary(theirs).keys()
+    assert summary(theirs)["mAP mono"] == summary(ours)["mAP mono"] == 1  # no ties in a language
+    # Without the data set: languages from tables.
+    table = tmp_path / "de.tsv"
+    passages = {line.split()[2] for line in (ours / "qrels.trec").read_text().splitlines()}
+    table.write_text("".join(f"{name} de\n" for name in sorted(passages)[3:]))
+    asked = tmp_path / "asked.tsv"
+    asked.write_text("0-de de\n1-de de\n2-de de\n")
+    qrels = ["--qrels", str(ours / "qrels.trec"), "--passage_languages", str(table)]
+    capsys.readouterr()
+    command.main(
+        [*run, *qrels, "--query_languages", str(asked), "--language", "en", "--output_dir", str(alone)]
+    )
+    assert summary(alone) == summary(theirs)
+    assert "| run |" in capsys.readouterr().out
+
+
+def test_an_index_reports_its_recall(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    rows = ["--dataset", str(write_rows(tmp_path / "rows.jsonl"))]
+    output = ["--output_dir", str(tmp_path / "out"), "--run_depth", "2", "--write_run", "True"]
+    command.main(["--model", str(model_folder), *rows, "--index", "hnsw", *output])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["index"].keys() == {"kind", "depth", "recall_of_exact"}
+    assert metrics["index"]["depth"] == 2
+    assert 0.5 <= metrics["index"]["recall_of_exact"] <= 1
+    assert "hnsw: recall@2 against exact search" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 12
+
+
+def test_what_a_reader_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qrels").write_text("q 0 a 1\nr 0 a 0\n")
+    (tmp_path / "run").write_text("q Q0 a 1 0.5 x\nz Q0 a 1 0.5 x\n")
+    flags = ["--run", str(tmp_path / "run"), "--qrels", str(tmp_path / "qrels"), "--language", "en"]
+    command.main([*flags, "--output_dir", str(tmp_path / "out")])
+    notes = [
+        "1 queries without a relevant passage are left out; the first: 'r'",
+        "1 lines of the run name queries that are not in the set; they are left out; the first: 'z' at "
+        f"{tmp_path / 'run'}:2",
+    ]
+    assert capsys.readouterr().out.splitlines()[:2] == notes
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"] == notes
+
+
+def rows_file(folder: Path) -> str:
+    """Four facts in two languages, whose passages share no word with each other."""
+    texts = {"en": ["red fox", "blue sea", "old tree", "warm sun"], "de": ["fuchs", "meer", "baum", "sonne"]}
+    rows = [
+        {"id": str(i), "lang": lang, "query": text, "passage": f"{text} {lang}"}
+        for lang, of in texts.items()
+        for i, text in enumerate(of)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "rows.jsonl")
+
+
+def test_models_side_by_side_and_again_from_their_ranks(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    loading.build_static(loading.train_tokenizer(["warm sun", "meer"], 60), 8).save(str(other))
+    rows, both = rows_file(tmp_path), tmp_path / "both"
+    flags = ["--dataset", rows, "--resamples", "50"]
+    command.main(
+        ["--model", str(model_folder), str(other), *flags, "--baseline", "other", "--output_dir", str(both)]
+    )
+    out = capsys.readouterr().out
+    assert "differs from other: sign-flip test over questions" in out
+    assert "4 questions, 50 resamples" in out
+    assert sorted(path.name for path in both.iterdir()) == [
+        "comparison.json",
+        "lexical",
+        "other",
+        "results.md",
+    ]
+    assert json.loads((both / "lexical" / "metrics.json").read_text())["config"]["model"] == str(model_folder)
+    for runs in ([both], [both / "lexical", both / "other"]):
+        again = tmp_path / f"again-{len(runs)}"
+        settings = ["--resamples", "50", "--baseline", "other", "--output_dir", str(again)]
+        command.main(["--compare", *map(str, runs), *settings])
+        for name in ("comparison.json", "results.md"):
+            assert (again / name).read_text() == (both / name).read_text()
+    with pytest.raises(SystemExit):
+        command.main(["--compare", str(both), "--baseline", "third", "--output_dir", str(tmp_path / "no")])
+    assert "baseline must be one of lexical, other, got 'third'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--compare", str(tmp_path / "missing")])
+    assert "missing holds no ranks.parquet" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from hybridfast.data.columns import is_read
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["File", "files_at", "from_disk", "is_data_file", "rows_in"]
+__all__ = ["File", "files_at", "from_disk", "is_data_file", "lines", "rows_in"]
 
 Rows = Iterator[tuple[int, Any]]  # each with its line, or its number where there are no lines
 CHUNK = 16_384  # rows of a table turned into Python at a time
@@ -184,7 +184,12 @@ def _check_names(names: Iterable[Any]) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, gzipped or not, each with its number from 1 and its line break.
+
+    Raises:
+        ValueError: not UTF-8 or not gzip, with file and line.
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -213,7 +218,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 def _json(path: Path) -> Rows:
     """An object a line; or one array of objects, or objects that each span lines."""
     first = True
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
@@ -229,7 +234,7 @@ def _json(path: Path) -> Rows:
         first = False
         yield number, row
     if first:
-        yield from _json_document(path, "".join(line for _, line in _lines(path)))
+        yield from _json_document(path, "".join(line for _, line in lines(path)))
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -273,7 +278,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Records as RFC 4180 quotes them, each with the line it begins on."""
     csv.field_size_limit(2**31 - 1)  # of the whole process; its default is 131,072
     # strict: a quote that is never closed is an error, and not a field that swallows the file.
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line for _, line in lines(path)), strict=True)
     begin = 1
     try:
         for record in reader:
@@ -285,7 +290,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """One line, one record: a quote is text, as in the files of MS MARCO, OPUS or NTREX."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         text = line.removesuffix("\n").removesuffix("\r")
         yield number, text.split("\t") if text else []
 

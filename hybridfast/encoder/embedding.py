@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
 from hybridfast.encoder.forward import Forward
+from hybridfast.encoder.gathering import dealt, gathered, own
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
 from hybridfast.encoder.texts import Texts, cut_into_chunks, default_places
 
@@ -127,30 +127,15 @@ def encode_ids(
         places = places or default_places(device)
         chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=device.type == "cpu")
     chunks = [part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))]
-    shares = [chunks]
-    if shared and dist.is_initialized():
-        shares = [chunks[rank :: dist.get_world_size()] for rank in range(dist.get_world_size())]
-    own = shares[dist.get_rank()] if len(shares) > 1 else chunks
+    shares = dealt(chunks, shared)
     parts: list[Tensor] = []
     with torch.inference_mode():
-        for rows in own or chunks[:1]:  # without a chunk of its own, a rank learns how wide they are
+        for rows in own(shares) or chunks[:1]:  # without a chunk of its own, a rank learns how wide they are
             parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
             told(len(rows))
-        embeddings = torch.cat(parts)
-        if len(shares) > 1:
-            embeddings = _gathered(embeddings, [sum(map(len, share)) for share in shares])
+        embeddings = gathered(torch.cat(parts), [sum(map(len, share)) for share in shares])
         order = torch.cat([rows for share in shares for rows in share])
         return embeddings[torch.argsort(order).to(device)]
-
-
-def _gathered(rows_BD: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all ranks, one after the other, so many of each."""
-    padded = rows_BD.new_zeros(max(counts), rows_BD.shape[1])
-    own = counts[dist.get_rank()]
-    padded[:own] = rows_BD[:own]
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:

@@ -16,13 +16,21 @@ from hybridfast.infonce.backends import TRITON
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["encode", "evaluate", "rank"]
+__all__ = ["embed", "encode", "evaluate", "rank"]
 
 
 def evaluate(
     model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
 ) -> Evaluation:
-    """Encode an evaluation set, each side under the model's own prompt, and rank by its similarity.
+    """Encode an evaluation set and rank by the model's similarity; see :func:`embed`."""
+    queries, passages = embed(model, eval_set, batch_size=batch_size, progress=progress)
+    return evaluate_embeddings(eval_set, queries, passages)
+
+
+def embed(
+    model: SentenceTransformer, eval_set: EvalSet, *, batch_size: int = 256, progress: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides, each under the model's own prompt, so that inner products are the model's similarity.
 
     Raises:
         ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
@@ -30,7 +38,7 @@ def evaluate(
     queries, passages = encode(
         model, eval_set.queries, eval_set.passages, batch_size=batch_size, progress=progress
     )
-    return rank(model, eval_set, queries, passages)
+    return _comparable(model, eval_set, queries, passages)
 
 
 def rank(
@@ -41,13 +49,20 @@ def rank(
     Raises:
         ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
     """
+    queries, passages = _comparable(model, eval_set, queries, passages)
+    if not (TRITON and queries.device.type == passages.device.type == "cuda"):
+        queries, passages = queries.cpu(), passages.cpu()
+    return evaluate_embeddings(eval_set, queries, passages)
+
+
+def _comparable(
+    model: SentenceTransformer, eval_set: EvalSet, queries: torch.Tensor, passages: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     _check_finite("queries", eval_set.queries, queries)
     _check_finite("passages", eval_set.passages, passages)
     if similarity(model) == "cosine":
         queries, passages = normalize(queries, dim=-1), normalize(passages, dim=-1)
-    if not (TRITON and queries.device.type == passages.device.type == "cuda"):
-        queries, passages = queries.cpu(), passages.cpu()
-    return evaluate_embeddings(eval_set, queries, passages)
+    return queries, passages
 
 
 def encode(

@@ -1,20 +1,8 @@
-"""Retrieval measures as functions of gold ranks alone, and the evaluation over all language pools.
-
-Every measure takes flat ranks (G,), as :func:`hybridfast.gold_ranks` returns them, with the ``gold_indptr``
-(Q + 1,) that cuts them into queries, and returns one float64 per query: NaN where it is undefined, for a
-query without golds above all, so that means leave that query out.
-
-Ranks may be fractional (ties="expected"). Equal ranks within a query are golds tied with each other that
-share a mean rank: they are spread over consecutive places around it, so the i-th best gold never stands
-before place i and every measure stays within [0, 1]. A measure of expected ranks is not the expectation of
-the measure: a gold that ties with 99 others has rank 50.5 and recall@10 of 0, not of 0.1.
-"""
+"""The evaluation of one system on one data set: every measure in the pools of all languages, and its bias."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -22,87 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hybridfast.evaluation import bias
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.evaluation.ranks import rank_counts
+from hybridfast.evaluation.measures import MEASURES, Floats
+from hybridfast.evaluation.ranked import Ranked
+from hybridfast.evaluation.ranks import RankCounts, rank_counts
+from hybridfast.evaluation.toplists import TopLists, top_lists
 
-__all__ = [
-    "MEASURES",
-    "Evaluation",
-    "average_precision",
-    "evaluate_embeddings",
-    "ndcg",
-    "rank_distance",
-    "recall",
-    "reciprocal_rank",
-]
+__all__ = ["LIST_DEPTH", "Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
 
-Floats = NDArray[np.float64]
-
-
-def average_precision(ranks: ArrayLike, gold_indptr: ArrayLike, cut: int | None = None) -> Floats:
-    """(1 / R) sum_i i / r_i over a query's R golds, ranks r_i ascending, at full depth.
-
-    With `cut`, golds behind it add nothing and the divisor is min(R, cut): XTREME-R's mAP@20 (arXiv
-    2104.07412).
-    """
-    golds = _Golds(ranks, gold_indptr)
-    precision_G = golds.place_G / golds.rank_G
-    if cut is None:
-        return golds.sum_per_query(precision_G) / golds.count_Q
-    _check_cut(cut)
-    return golds.sum_per_query(precision_G * (golds.rank_G <= cut)) / np.minimum(golds.count_Q, cut)
-
-
-def reciprocal_rank(ranks: ArrayLike, gold_indptr: ArrayLike) -> Floats:
-    """1 / rank of a query's best gold."""
-    golds = _Golds(ranks, gold_indptr)
-    return golds.sum_per_query((golds.place_G == 1) / golds.rank_G) / np.minimum(golds.count_Q, 1)
-
-
-def recall(ranks: ArrayLike, gold_indptr: ArrayLike, k: int) -> Floats:
-    """Share of a query's golds among the first `k`; at most k / R."""
-    _check_cut(k)
-    golds = _Golds(ranks, gold_indptr)
-    return golds.sum_per_query(golds.rank_G <= k) / golds.count_Q
-
-
-def ndcg(ranks: ArrayLike, gold_indptr: ArrayLike, k: int | None = None) -> Floats:
-    """sum 1 / log2(1 + r) over a query's golds within `k`, divided by its value for the best possible order.
-
-    Binary gains, so the gain variants of Jarvelin and Kekalainen (2002) and of trec_eval agree.
-    """
-    golds = _Golds(ranks, gold_indptr)
-    gain_G = 1 / np.log2(1 + golds.rank_G)
-    ideal_G = 1 / np.log2(1 + golds.place_G)
-    if k is not None:
-        _check_cut(k)
-        gain_G = gain_G * (golds.rank_G <= k)
-        ideal_G = ideal_G * (golds.place_G <= k)
-    return _divide(golds.sum_per_query(gain_G), golds.sum_per_query(ideal_G))
-
-
-def rank_distance(ranks: ArrayLike, gold_indptr: ArrayLike) -> Floats:
-    """Largest minus smallest rank of a query's golds: how far language bias pulls translations apart.
-
-    Undefined (NaN) for fewer than two golds. Elmahdy, Lin and Ahmad, arXiv 2408.10536.
-    """
-    golds = _Golds(ranks, gold_indptr)
-    last_G = golds.place_G == golds.count_Q[golds.query_G]
-    distance_Q = golds.sum_per_query(golds.rank_G * last_G) - golds.sum_per_query(
-        golds.rank_G * (golds.place_G == 1)
-    )
-    return np.where(golds.count_Q >= 2, distance_Q, np.nan)
-
-
-MEASURES: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
-    "mAP": average_precision,
-    "mAP@20": partial(average_precision, cut=20),
-    "MRR": reciprocal_rank,
-    "nDCG@10": partial(ndcg, k=10),
-    "R@1": partial(recall, k=1),
-    "R@10": partial(recall, k=10),
-    "R@100": partial(recall, k=100),
-}
+LIST_DEPTH = 100  # of the lists that some measures of bias read
 
 
 @dataclass(frozen=True)
@@ -113,7 +30,8 @@ class Evaluation:
     diagonal is monolingual, the rest cross-lingual. `multilingual[measure]` is (L,), by query language, over
     the passages of all languages together; so is `rank_distance`. `median_rank` (L, L) is the median rank, in
     that same pool, of the golds in the column's language for the queries in the row's. The measures are the
-    keys of :data:`MEASURES`.
+    keys of :data:`~hybridfast.evaluation.measures.MEASURES`. `bias` holds the measures of language bias, as
+    :func:`language_bias` gives them, and `ranked` the ranks that all of it follows from.
     """
 
     name: str
@@ -122,6 +40,8 @@ class Evaluation:
     multilingual: dict[str, Floats]
     rank_distance: Floats
     median_rank: Floats
+    bias: dict[str, Any] = field(default_factory=dict)
+    ranked: Ranked | None = None
 
     def mono(self, measure: str) -> float:
         """Monolingual: mean over languages."""
@@ -163,6 +83,7 @@ class Evaluation:
             "multilingual": _plain(self.multilingual),
             "rank_distance": _plain(self.rank_distance),
             "median_rank": _plain(self.median_rank),
+            "bias": _plain(self.bias),
         }
 
 
@@ -172,13 +93,16 @@ def evaluate_embeddings(
     passage_embeddings: ArrayLike | torch.Tensor,
     ties: str = "expected",
     threads: int | None = None,
+    list_depth: int = LIST_DEPTH,
 ) -> Evaluation:
     """All measures in the monolingual, cross-lingual and multilingual pools, from one pass over the
-    scores.
+    scores, and from a second one those of language bias that read the first `list_depth` passages (0: none).
 
     `query_embeddings` (Q, D) and `passage_embeddings` (N, D) are the embeddings of ``eval_set.queries`` and
     ``eval_set.passages`` in order. Scores are inner products: normalise the rows first where cosine is meant.
-    A query counts only in pools that hold a gold of it. Dtypes, `ties`, `threads` and errors are those of
+    A query counts only in pools that hold a gold of it. With ``ties="expected"`` a measure is its expectation
+    over the orders of tied passages, with "best" and "worst" its largest and smallest value, with "trec" that
+    of trec_eval's order, by descending ``eval_set.passage_ids``. Dtypes, `threads` and errors are those of
     :func:`hybridfast.gold_ranks`.
     """
     for name, embeddings, texts in (
@@ -190,79 +114,107 @@ def evaluate_embeddings(
                 f"{name} must have one row for each of the {len(texts)} texts of {eval_set.name}, "
                 f"got shape {tuple(np.shape(embeddings))}"
             )
-    languages = eval_set.languages
-    query_language_Q = np.searchsorted(languages, eval_set.query_languages)
-    passage_language_N = np.searchsorted(languages, eval_set.passage_languages)
-    counts = rank_counts(
-        query_embeddings,
-        passage_embeddings,
-        eval_set.gold_indptr,
-        eval_set.gold_indices,
-        passage_language_N,
-        threads,
-    )
+    eval_set = eval_set.relevant()
+    language_N = np.searchsorted(eval_set.languages, eval_set.passage_languages)
+    order_N = np.arange(len(language_N))
+    if ties == "trec":  # strings sort as their UTF-8 does, which is what trec_eval compares
+        order_N = np.array(sorted(order_N.tolist(), key=eval_set.passage_ids.__getitem__), np.int64)
+    if (np.diff(order_N) > 0).all():
+        ordered: Any = passage_embeddings
+    else:
+        ordered = passage_embeddings[order_N]  # type: ignore[index]
+    place_N = np.empty_like(order_N)
+    place_N[order_N] = np.arange(len(order_N))
+    golds = eval_set.gold_indptr, place_N[eval_set.gold_indices]
+    counts = rank_counts(query_embeddings, ordered, *golds, language_N[order_N], threads)
+    lists = None
+    if list_depth:
+        lists = top_lists(
+            query_embeddings, ordered, list_depth, language_N[order_N], len(eval_set.languages)
+        ).renumbered(order_N)
+    return evaluate_counts(eval_set, counts, ties, lists)
 
-    def by_language(values_Q: Floats) -> Floats:
-        return _mean_per_label(values_Q, query_language_Q, len(languages))
 
-    columns: dict[str, list[Floats]] = {measure: [] for measure in MEASURES}
-    for language in range(len(languages)):
-        pool = counts.pool(language)
-        ranks = pool.ranks(ties)
-        for measure, function in MEASURES.items():
-            columns[measure].append(by_language(function(ranks, pool.gold_indptr)))
-    ranks = counts.ranks(ties)
-    query_language_G = np.repeat(query_language_Q, np.diff(counts.gold_indptr))
+def evaluate_counts(
+    eval_set: EvalSet, counts: RankCounts, ties: str = "expected", lists: TopLists | None = None
+) -> Evaluation:
+    """All measures from counts: of embeddings, as above, or of a run (:mod:`hybridfast.evaluation.trec`).
+
+    `counts` are those of the golds of ``eval_set.relevant()``, grouped by ``eval_set.languages``; `lists` the
+    first passages of each query, without which some measures of bias are left out.
+    """
+    return evaluate_ranked(Ranked.of(eval_set, counts, ties, lists))
+
+
+def evaluate_ranked(ranked: Ranked) -> Evaluation:
+    """All measures from ranks, of whatever origin; those of a file too."""
+    size, figures = len(ranked.languages), ranked.figures
+
+    def pairs(measure: str) -> Floats:
+        mono, cross = (figures[f"{measure} {pool}"].by_cell(size**2) for pool in ("mono", "cross"))
+        return np.where(np.isnan(mono), cross, mono).reshape(size, size)
+
+    row_G = ranked.query_languages_Q[ranked.query_G]
+    ranks_G = ranked.everywhere.ranks(ranked.ties)
     return Evaluation(
-        name=eval_set.name,
-        languages=languages,
-        pairs={measure: np.stack(parts, axis=1) for measure, parts in columns.items()},
-        multilingual={
-            measure: by_language(function(ranks, counts.gold_indptr))
-            for measure, function in MEASURES.items()
-        },
-        rank_distance=by_language(rank_distance(ranks, counts.gold_indptr)),
-        median_rank=_median_per_pair(ranks, query_language_G, counts.gold_groups_G, len(languages)),
+        name=ranked.name,
+        languages=ranked.languages,
+        pairs={measure: pairs(measure) for measure in MEASURES},
+        multilingual={measure: figures[f"{measure} multi"].by_cell(size) for measure in MEASURES},
+        rank_distance=figures["rank distance"].by_cell(size),
+        median_rank=_median_per_pair(ranks_G, row_G, ranked.gold_languages_G, size),
+        bias=language_bias(ranked),
+        ranked=ranked,
     )
 
 
-class _Golds:
-    """Gold ranks ascending within each query, tied ones spread, with each gold's query and place (from 1)."""
+def language_bias(ranked: Ranked) -> dict[str, Any]:
+    """The measures of :mod:`hybridfast.evaluation.bias` in the pool of all languages.
 
-    def __init__(self, ranks: ArrayLike, gold_indptr: ArrayLike) -> None:
-        rank_G, indptr = np.asarray(ranks, np.float64), np.asarray(gold_indptr)
-        if rank_G.ndim != 1 or indptr.ndim != 1 or not len(indptr) or indptr[-1] != len(rank_G):
-            raise ValueError(
-                f"gold_indptr must cut the flat ranks into queries, got ranks of shape {rank_G.shape} "
-                f"and gold_indptr of shape {indptr.shape} ending at {indptr[-1:].tolist()}"
-            )
-        if not (rank_G >= 1).all():
-            raise ValueError(f"ranks must be at least 1, got {rank_G.min()}")
-        self.count_Q = np.diff(indptr)
-        self.query_G = np.repeat(np.arange(len(self.count_Q)), self.count_Q)
-        if ((np.diff(rank_G) < 0) & (np.diff(self.query_G) == 0)).any():
-            rank_G = rank_G[np.lexsort((rank_G, self.query_G))]
-        self.place_G = np.arange(1, len(rank_G) + 1) - indptr[self.query_G]
-        new_class_G = np.ones(len(rank_G), bool)
-        new_class_G[1:] = (np.diff(rank_G) != 0) | (np.diff(self.query_G) != 0)
-        class_G = np.cumsum(new_class_G) - 1
-        starts, sizes = np.flatnonzero(new_class_G), np.bincount(class_G)
-        # m golds of mean rank r go to r - (m - 1) / 2, ..., r + (m - 1) / 2.
-        self.rank_G = rank_G + (np.arange(len(rank_G)) - starts[class_G]) - (sizes[class_G] - 1) / 2
-
-    def sum_per_query(self, values_G: NDArray[Any]) -> Floats:
-        """NaN for a query without golds."""
-        sums_Q = np.bincount(self.query_G, weights=values_G, minlength=len(self.count_Q))
-        return np.where(self.count_Q > 0, sums_Q, np.nan)
-
-
-def _check_cut(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"the cut must be at least 1, got {k}")
-
-
-def _divide(sums: NDArray[Any], counts: NDArray[Any]) -> Floats:
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    Those per query as {"mean", "by_query_language"}, a mean over languages and each language's; beside them
+    what chance gives, the tests over languages of golds, within the queries of each language ("friedman") and
+    over questions, whose translations' ranks are averaged first ("friedman_questions"), and PEER or the
+    reason why it has none.
+    """
+    size = len(ranked.languages)
+    known = {
+        name: values.by_cell(size)
+        for name, values in ranked.figures.items()
+        if not name.endswith((" mono", " cross", " multi"))
+    }
+    result: dict[str, Any] = {
+        name: {"mean": _mean(by_language), "by_query_language": by_language}
+        for name, by_language in known.items()
+    }
+    total = int(ranked.passages_L.sum())
+    golds_Q = ranked.golds.count_Q
+    chance_Q = bias.chance_rank_distance(golds_Q, total)
+    result["chance rank distance"] = _mean(chance_Q)
+    result["golds"] = int(golds_Q.sum())
+    result["golds not retrieved"] = int(ranked.golds.missing_Q.sum())
+    result["pool share"] = ranked.passages_L / max(1, total)
+    places_QL = ranked.places_QL()
+    result["friedman"] = {
+        language: asdict(bias.language_test(places_QL[ranked.query_languages_Q == i]))
+        for i, language in enumerate(ranked.languages)
+    }
+    result["Kendall's W"] = _mean(np.array([test["w"] for test in result["friedman"].values()]))
+    within_QL = bias.places_within(places_QL)
+    within_CL = [_mean_per_label(within_QL[:, i], ranked.clusters_Q, ranked.clusters) for i in range(size)]
+    if size:
+        result["friedman_questions"] = asdict(bias.language_test(np.stack(within_CL, axis=1)))
+    try:
+        peer_Q = bias.peer(
+            ranked.everywhere.ranks(ranked.ties),
+            ranked.everywhere.gold_indptr,
+            ranked.gold_languages_G,
+            ranked.grades_G,
+        )
+        by_language = _mean_per_label(peer_Q, ranked.query_languages_Q, size)
+        result["PEER"] = {"mean": _mean(by_language), "by_query_language": by_language}
+    except ValueError as error:
+        result["PEER"] = {"refused": str(error)}
+    return result
 
 
 def _mean(values: NDArray[Any]) -> float:
@@ -273,7 +225,8 @@ def _mean(values: NDArray[Any]) -> float:
 def _mean_per_label(values_Q: Floats, label_Q: NDArray[Any], labels: int) -> Floats:
     known_Q = ~np.isnan(values_Q)
     sums = np.bincount(label_Q[known_Q], weights=values_Q[known_Q], minlength=labels)
-    return _divide(sums, np.bincount(label_Q[known_Q], minlength=labels))
+    counts = np.bincount(label_Q[known_Q], minlength=labels)
+    return np.divide(sums, counts, out=np.full(labels, np.nan), where=counts > 0)
 
 
 def _median_per_pair(values_G: Floats, row_G: NDArray[Any], column_G: NDArray[Any], languages: int) -> Floats:
@@ -293,4 +246,4 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
-    return None if np.isnan(value) else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -63,7 +63,9 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     distance = figure_text("rank distance", evaluation.summary()["rank distance"])
     _title(right, "Median gold rank among all passages", f"mean rank distance {distance}", large)
     ranks = np.append(evaluation.median_rank, evaluation.rank_distance)
-    largest = max(10.0, np.max(ranks, where=~np.isnan(ranks), initial=1))  # a logarithmic scale needs a width
+    largest = max(
+        10.0, np.max(ranks, where=np.isfinite(ranks), initial=1)
+    )  # a logarithmic scale needs a width
     _matrix(
         right,
         evaluation.languages,
@@ -188,7 +190,9 @@ def _share(value: float) -> str:
 
 
 def _rank(value: float) -> str:
-    """At most four characters: 3.5, 120, 13k."""
+    """At most four characters: 3.5, 120, 13k; ∞ for one that a run did not retrieve."""
+    if np.isinf(value):
+        return "∞"
     if value < 10:
         return f"{value:.1f}".removesuffix(".0")
     return f"{value:.0f}" if value < 9999.5 else f"{value / 1000:.0f}k"

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hybridfast.infonce.backends import TRITON
 
-__all__ = ["TIES", "RankCounts", "gold_ranks", "rank_counts"]
+__all__ = ["TIES", "RankCounts", "check_ties", "gold_ranks", "rank_counts"]
 
 TIES = ("expected", "best", "worst", "trec")
 
@@ -23,7 +23,8 @@ class RankCounts:
 
     ``gold_indptr`` is (Q + 1,), ``gold_groups_G`` the group each gold is in, the counts are (G, L) int32.
     Groups are disjoint, so a pool made of several has the sum of their counts: one pass over the scores gives
-    the ranks in every language's pool and in the pool of all languages.
+    the ranks in every language's pool and in the pool of all languages. ``missing_G`` marks golds that a run
+    did not retrieve, whose rank is infinite; None where every passage was ranked.
     """
 
     gold_indptr: NDArray[np.int64]
@@ -31,6 +32,7 @@ class RankCounts:
     greater_GL: NDArray[np.int32]
     tied_GL: NDArray[np.int32]
     later_GL: NDArray[np.int32]
+    missing_G: NDArray[np.bool_] | None = None
 
     def pool(self, group: int) -> RankCounts:
         """The counts within one group: its golds against its passages."""
@@ -43,11 +45,17 @@ class RankCounts:
             self.greater_GL[inside_G, column],
             self.tied_GL[inside_G, column],
             self.later_GL[inside_G, column],
+            None if self.missing_G is None else self.missing_G[inside_G],
         )
 
     def ranks(self, ties: str = "expected") -> NDArray[np.float64]:
         """Each gold's rank, (G,) float64, among all groups together; for `ties` see :func:`gold_ranks`."""
-        _check_ties(ties)
+        check_ties(ties)
+        if self.missing_G is None:
+            return self._ranks(ties)
+        return np.where(self.missing_G, np.inf, self._ranks(ties))
+
+    def _ranks(self, ties: str) -> NDArray[np.float64]:
         greater_G, tied_G, later_G = (
             counts.sum(axis=1, dtype=np.int64) for counts in (self.greater_GL, self.tied_GL, self.later_GL)
         )
@@ -96,7 +104,7 @@ def gold_ranks(
     passages ("trec" excepted). Raises ValueError for bad shapes, types, devices and rows, for golds outside
     the pool, and for embeddings that are not finite or so large that scores overflow.
     """
-    _check_ties(ties)
+    check_ties(ties)
     if pool is None:
         groups_N = None
     else:
@@ -137,18 +145,22 @@ def rank_counts(
         threads = torch.get_num_threads()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _check_scores_finite(kernels, query_array, passage_array)
+    _check_scores_finite(kernels, query_array, passage_array, threads)
 
-    by_group = np.argsort(groups_N, kind="stable")
-    starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
-    # Those in no pool, of group -1, come first.
-    pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
+    if passage_groups is None:
+        pool_rows, pool_starts = np.arange(rows), np.array([0, rows])
+    else:
+        by_group = np.argsort(groups_N, kind="stable")
+        starts = np.searchsorted(groups_N[by_group], np.arange(groups_N.max(initial=0) + 2))
+        # Those in no pool, of group -1, come first.
+        pool_rows, pool_starts = by_group[starts[0] :], starts - starts[0]
     problem = (query_array, passage_array, pool_starts, pool_rows, indptr, indices_G)
     counts = kernels.rank_counts(*problem, threads)
     return RankCounts(indptr, groups_N[indices_G], *counts)
 
 
-def _check_ties(ties: str) -> None:
+def check_ties(ties: str) -> None:
+    """Raises ValueError for a rule that is not among :data:`TIES`."""
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
 
@@ -255,12 +267,15 @@ def _pool_mask(pool: ArrayLike, passages: int) -> NDArray[np.bool_]:
 
 
 def _check_scores_finite(
-    kernels: Any, queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor
+    kernels: Any,
+    queries: NDArray[Any] | torch.Tensor,
+    passages: NDArray[Any] | torch.Tensor,
+    threads: int,
 ) -> None:
     """By Cauchy and Schwarz no partial sum of an inner product exceeds the product of the norms."""
     norms = []
     for name, array in (("queries", queries), ("passages", passages)):
-        row, norm = kernels.largest_norm(array)
+        row, norm = kernels.largest_norm(array, threads)
         if not np.isfinite(norm):
             raise ValueError(f"{name} must be finite, but row {row} holds NaN or infinity")
         norms.append((name, row, norm))

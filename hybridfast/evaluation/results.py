@@ -6,6 +6,9 @@ import json
 import math
 import os
 import platform
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,14 @@ import numpy as np
 import torch
 
 from hybridfast._core import build_info
-from hybridfast.evaluation import plots
+from hybridfast.evaluation import plots, ranked
+from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.evaluation.ranked import Ranked
 
-__all__ = ["environment", "write"]
+__all__ = ["environment", "read_runs", "write", "write_comparison"]
+
+RANKS = "ranks.parquet"
 
 
 def environment() -> dict[str, Any]:
@@ -39,16 +46,59 @@ def environment() -> dict[str, Any]:
 
 
 def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) -> None:
-    """``metrics.json`` and, with an evaluation, ``language_pairs.png`` into an existing folder."""
+    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into a folder."""
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
-    text = json.dumps(_finite(metrics), indent=1, ensure_ascii=False, allow_nan=False)
-    unfinished = folder / ".metrics.json"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "metrics.json")
+        if evaluation.ranked is not None:
+            ranked.write(folder / RANKS, evaluation.ranked)
+            sure = compare({evaluation.name: evaluation.ranked})
+            metrics["evaluation"]["figures"] = sure.to_dict()["estimates"][evaluation.name]
+            metrics["evaluation"]["questions"] = sure.questions
+    _write_json(folder / "metrics.json", metrics)
     if evaluation:  # after the figures, which a picture that fails must not cost
         plots.heat_map(evaluation, folder / "language_pairs.png")
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """``results.md``, the table, and ``comparison.json``, every figure and difference."""
+    _write_json(folder / "comparison.json", comparison.to_dict())
+    unfinished = folder / ".results.md"
+    unfinished.write_text(comparison.table() + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / "results.md")
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]]:
+    """The ranks in folders that an evaluation or a training run has written, by the folder's name.
+
+    A folder of such folders stands for all of them. Those whose names differ in ``-seed1``, ``-seed2``, ...
+    alone are runs of one system.
+
+    Raises FileNotFoundError where there are no ranks, ValueError for a damaged file or a folder given twice.
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        found = [path / RANKS] if (path / RANKS).is_file() else sorted(path.glob(f"*/{RANKS}"))
+        if not found:
+            raise FileNotFoundError(f"{path} holds no {RANKS}, nor does a folder in it")
+        for file in found:
+            if file.resolve() in files:
+                raise ValueError(f"{file.parent} is given twice")
+            files[file.resolve()] = None
+    folders = [file.parent for file in files]
+    names = Counter(folder.name for folder in folders)
+    systems: dict[str, list[Ranked]] = {}
+    for folder in folders:
+        name = f"{folder.parent.name}/{folder.name}" if names[folder.name] > 1 else folder.name
+        systems.setdefault(re.sub(r"-seed\d+$", "", name), []).append(ranked.read(folder / RANKS))
+    return systems
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _finite(value: Any) -> Any:

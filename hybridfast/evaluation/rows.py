@@ -12,14 +12,15 @@ from hybridfast.evaluation.evalset import EvalSet
 __all__ = ["from_corpus", "load"]
 
 
-def load(source: str | os.PathLike[str]) -> EvalSet:
+def load(source: str | os.PathLike[str], language: str | None = None) -> EvalSet:
     """Each id asks its query in each of its languages; the passages of all of its rows answer it.
 
-    Rows with one passage in one language are one candidate, a gold of every id that has it.
+    Rows with one passage in one language are one candidate, a gold of every id that has it. `language` is
+    that of rows that name none.
 
     Errors are those of :meth:`hybridfast.data.corpus.ParallelCorpus.load`.
     """
-    return from_corpus(ParallelCorpus.load(source))
+    return from_corpus(ParallelCorpus.load(source, language=language))
 
 
 def from_corpus(corpus: ParallelCorpus) -> EvalSet:

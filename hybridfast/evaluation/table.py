@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["figure_text", "table"]
+__all__ = ["figure_text", "layout", "table"]
 
 Summary = Mapping[str, float | None]
 
@@ -31,14 +31,20 @@ def table(summaries: Mapping[str, Summary | Sequence[Summary]]) -> str:
                     f"summaries must share their columns, {columns}, but {name!r} has {list(summary)}"
                 )
         figures = [figure_text(column, *(summary[column] for summary in seeds)) for column in columns]
-        cells.append([name.replace("|", "\\|"), *figures])
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        cells.append([name, *figures])
+    return layout(cells)
+
+
+def layout(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, the first of them headings, as aligned text that is valid Markdown."""
+    rows = [[row[0].replace("|", "\\|"), *row[1:]] for row in cells]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         [
             row[0].ljust(widths[0]),
             *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
         ]
-        for row in cells
+        for row in rows
     ]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -49,6 +55,6 @@ def figure_text(column: str, *seeds: float | None) -> str:
     known = [value for value in seeds if value is not None and not math.isnan(value)]
     if not known:
         return "-"
-    digits = 1 if "rank" in column else 3
+    digits = 1 if column.endswith(("rank", "rank distance")) else 3
     spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
     return f"{np.mean(known):.{digits}f}{spread}"

@@ -23,7 +23,7 @@ Counts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 NORM_BYTES = 64 << 20  # of float64 rows held at a time
 
 
-def largest_norm(embeddings: Tensor) -> tuple[int, float]:
+def largest_norm(embeddings: Tensor, threads: int = 1) -> tuple[int, float]:
     """A row and its Euclidean norm: the first whose norm is not finite, else the largest."""
     largest = (0, 0.0)
     step = max(1, NORM_BYTES // (8 * embeddings.shape[1]))

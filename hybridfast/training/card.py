@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ import yaml
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder.loading import TASKS, is_static, prompt_of, similarity
+from hybridfast.evaluation.comparison import SUMMARY, Comparison
 from hybridfast.evaluation.results import environment
-from hybridfast.evaluation.table import table
 from hybridfast.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["text"]
 
-Summaries = Mapping[str, Sequence[Mapping[str, float]]]
 SOURCES = 8  # columns of the data's table; further sources are counted together
 STRATEGIES = {
     "mono": "monolingual batches: query and passage of all pairs of a batch are in one language",
@@ -40,7 +39,7 @@ def text(
     settings: Mapping[str, Any],
     corpus: ParallelCorpus,
     training: Mapping[str, Any],
-    summaries: Summaries,
+    comparison: Comparison | None,
     evaluated_on: str | None,
 ) -> str:
     """The card as Markdown below its YAML.
@@ -50,12 +49,12 @@ def text(
         settings: what ``train_config.yaml`` holds.
         corpus: what was trained on.
         training: figures, as :func:`hybridfast.training.loop.train` returns them.
-        summaries: rows of the table of figures, as :func:`hybridfast.evaluation.table.table` takes them.
+        comparison: of this run and, perhaps, others, on the set that is named.
         evaluated_on: the set that they are of.
     """
     strategy = name.split("-seed")[0]
     title = f"{'Static encoder' if config.model == 'static' else Path(config.model).name}, {strategy} batches"
-    head = _metadata(title, name, config, corpus, summaries, evaluated_on).to_yaml()
+    head = _metadata(title, name, config, corpus, comparison, evaluated_on).to_yaml()
     return f"---\n{head}\n---\n\n" + "\n".join(
         [
             f"# {title}\n",
@@ -65,7 +64,7 @@ def text(
             _use(model),
             _data(corpus, config),
             _training(strategy, config, training),
-            _figures(training, summaries, evaluated_on),
+            _figures(training, comparison, evaluated_on),
             "## Settings\n",
             "Those that are not the defaults; `train_config.yaml` has all.\n",
             "```yaml",
@@ -85,7 +84,7 @@ def _metadata(
     name: str,
     config: TrainConfig,
     corpus: ParallelCorpus,
-    summaries: Summaries,
+    comparison: Comparison | None,
     evaluated_on: str | None,
 ) -> ModelCardData:
     """What the hub reads: languages as ISO 639 codes, names of the hub alone, numbers that are numbers."""
@@ -100,12 +99,12 @@ def _metadata(
             dataset_name=evaluated_on or "unknown",
             metric_type=re.sub("[^a-z0-9]+", "_", figure.lower()),
             metric_name=figure,
-            metric_value=round(float(np.mean([summary[figure] for summary in rows])), 4),
+            metric_value=round(estimates[figure].value, 4),
         )
-        for row, rows in summaries.items()
+        for row, estimates in (comparison.estimates if comparison else {}).items()
         if row == name.split("-seed")[0]
-        for figure in rows[0]
-        if not any(math.isnan(summary[figure]) for summary in rows)
+        for figure in SUMMARY
+        if not math.isnan(estimates[figure].value)
     ]
     return ModelCardData(
         language=[code for code in codes if re.fullmatch("[a-z]{2,3}", code)] or None,
@@ -200,13 +199,13 @@ def _training(strategy: str, config: TrainConfig, training: Mapping[str, Any]) -
     return "## Training\n\n" + "\n".join(lines) + "\n"
 
 
-def _figures(training: Mapping[str, Any], summaries: Summaries, evaluated_on: str | None) -> str:
+def _figures(training: Mapping[str, Any], comparison: Comparison | None, evaluated_on: str | None) -> str:
     parts = ["## Figures\n"]
-    if summaries:
+    if comparison:
         parts.append(
             f"On {evaluated_on}; higher is better but for the rank distance, which is of language bias:\n"
         )
-        parts.append(table(summaries) + "\n")
+        parts.append(comparison.table() + "\n")
     if validation := training.get("validation"):
         figures = ", ".join(f"{name} {value:.3f}" for name, value in validation.items() if "@" not in name)
         parts.append(f"In validation: {figures}\n")

@@ -82,9 +82,8 @@ class Checkpoints:
             raise ValueError("a run without a folder has no checkpoints")
         self.wait()
         tensors = dict(_tensors(state))
-        copied = all(tensor.device.type != "cpu" for tensor in tensors.values()) or (
-            2 * sum(tensor.nbytes for tensor in tensors.values()) < psutil.virtual_memory().available
-        )
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        copied = bool(self.copies) or 2 * size < psutil.virtual_memory().available
         if copied:
             self.copies = {path: _copy(tensor, self.copies.get(path)) for path, tensor in tensors.items()}
             state = _with_tensors(state, self.copies)

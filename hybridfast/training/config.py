@@ -164,9 +164,12 @@ class TrainConfig(ModelSettings):
 
     eval_dataset: str = setting(
         "auto",
-        "auto: cldr if trained on it, else none. Or cldr, xquad-r, or a file or folder of rows as in data.",
+        "auto: cldr if trained on it, else none. Or cldr, xquad-r, mlqa-r, miracl, beir, a folder like "
+        "BEIR's, or a file or folder of rows as in data.",
     )
-    eval_data_dir: str | None = setting(None, "Folder of xquad-r: ar.json ... zh.json.")
+    eval_data_dir: str | None = setting(
+        None, "Folder of xquad-r, mlqa-r, miracl or beir. Default: the hub; for beir it may be a name there."
+    )
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
     eval_before: bool = setting(True, "Evaluate the untrained model too.")
 
@@ -218,8 +221,11 @@ class TrainConfig(ModelSettings):
     compare: bool = setting(
         False, "Train mono (alpha 1), cross (alpha 0) and hybrid with the same steps and seeds."
     )
+    baseline: str | None = setting(
+        None, "Of several, the run that the table takes differences from. Default: mono, else the first."
+    )
     seed: int = setting(0, "Decides the batches, new weights and dropout.")
-    num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean and standard deviation.")
+    num_seeds: int = setting(1, "Train with seed, seed + 1, ... and report mean, deviation and interval.")
     num_workers: int = setting(2, "Native threads that build batches ahead; 0: none.")
 
     @property
@@ -270,6 +276,11 @@ class TrainConfig(ModelSettings):
             ("save_steps", self.save_steps is None or self.save_steps >= 1, ">= 1"),
             ("save_total_limit", self.save_total_limit is None or self.save_total_limit >= 1, ">= 1"),
             ("logging_steps", self.logging_steps >= 1, ">= 1"),
+            (
+                "baseline",
+                self.baseline in (None, "untrained", "mono", "cross", "hybrid"),
+                "untrained, mono, cross or hybrid",
+            ),
             ("num_seeds", self.num_seeds >= 1, ">= 1"),
             ("num_workers", self.num_workers >= 0, ">= 0"),
         ):

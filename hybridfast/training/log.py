@@ -208,8 +208,10 @@ class Log:
         for phase, seconds in self.clock.read().items():
             self.sums[f"time {phase}"] += seconds
         if self.norms:
-            self.sums["norm"] += float(torch.stack(self.norms).sum())
-            self.sums["norms"] += len(self.norms)
+            norms = torch.stack(self.norms)
+            norms = norms[norms.isfinite()]  # of a step that float16 has overflowed in, it is not
+            self.sums["norm"] += float(norms.sum())
+            self.sums["norms"] += len(norms)
             self.norms.clear()
 
     def _figures(self, sums: Sums) -> Figures:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
@@ -67,7 +68,8 @@ def train(
         folder: for ``log.jsonl`` and checkpoints. None: there are none, and signals do as always.
         validation: what is looked at every ``eval_steps``; where there is a ``metric_for_best_model``, the
             model that is left is the best one by it.
-        resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it.
+        resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it. It
+            is emptied: its memory is wanted.
         ranks: those that train together: each calls this, with the same arguments, and is left with the
             same model; rank 0 alone writes. Default: this process is alone.
 
@@ -85,7 +87,7 @@ def train(
     from transformers import get_scheduler
 
     device, ranks = model.device, ranks or Ranks()
-    if config.metric_for_best_model and folder is None:
+    if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
@@ -156,7 +158,7 @@ def train(
     if resume is not None:
         check_same(resume["run"], this, "the checkpoint")
         for part, holder in stateful.items():
-            holder.load_state_dict(resume[part])
+            holder.load_state_dict(resume.pop(part))
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
     ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
     reduction = Reduction(parameters, tables.weights, ranks)
@@ -214,6 +216,10 @@ def train(
             if stopping:
                 raise Interrupted(step, max_steps, saved=ranks.by_first(checkpoints.wait))
             if best.stops:
+                if ranks.is_first:
+                    tqdm.write(
+                        f"{name}: stops after step {step:,}; {best.metric} was best after {best.step:,}"
+                    )
                 break
     if folder and best.step not in (None, log.step):
         if ranks.is_first:

@@ -52,6 +52,8 @@ class Project:
         self.eval_set: EvalSet | None = None
         if config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
+            for note in self.eval_set.notes:
+                print(note)
         self.tokenizer = None
         if config.model == "static":
             # One vocabulary for all runs: they share the tokens.

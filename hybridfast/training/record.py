@@ -79,7 +79,6 @@ class Record:
     identity: dict[str, Any]
     several: dict[str, Any]  # compare and num_seeds
     complete: list[str] = field(default_factory=list)  # runs that have left all they leave
-    untrained: dict[str, float] | None = None  # figures of the untrained model
 
     @classmethod
     def of(cls, config: TrainConfig, tokens: TokenizedCorpus | None = None) -> Record:

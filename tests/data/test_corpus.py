@@ -101,6 +101,7 @@ def test_every_form_reads_the_same_rows(tmp_path: Path, form: str) -> None:
         {
             **{name: row[name] for name in ("id", "lang", "query", "passage", "source")},
             "negatives": [row["negative_1"]] if "negative_1" in row else [],
+            "split": "train",
         }
         for row in ROWS
     ]
@@ -270,9 +271,9 @@ def test_what_is_missing_is_no_value(missing: Any) -> None:
             ValueError, match=rf"rows: row 2: (column '{column}' is missing|{column} is empty)"
         ):
             ParallelCorpus.from_rows([{**GOOD, "id": "1"}, {**GOOD, column: missing}])
-    optional = {**GOOD, "source": missing, "negative_1": missing, "negatives": missing}
+    optional = {**GOOD, "source": missing, "negative_1": missing, "negatives": missing, "split": missing}
     assert ParallelCorpus.from_rows([optional]).table.to_pylist() == [
-        {**GOOD, "negatives": [], "source": "rows"}
+        {**GOOD, "negatives": [], "source": "rows", "split": "train"}
     ]
     bare = [{**GOOD, "id": missing, "lang": missing, "query": f"q{i}"} for i in range(2)]
     assert ParallelCorpus.from_rows(bare, language="en").items == ["rows:1", "rows:2"]

@@ -27,7 +27,7 @@ class Interpreted:
     """The kernels as `ranks` calls them, given what it gives to those of the CPU."""
 
     @staticmethod
-    def largest_norm(embeddings):
+    def largest_norm(embeddings, _threads):
         return triton_ranks.largest_norm(tensor(embeddings))
 
     @staticmethod

@@ -318,6 +318,29 @@ def test_killed_anywhere_and_given_again(data: Path, tmp_path: Path, uninterrupt
     assert left == {f"checkpoint-{STEPS}", f"checkpoint-{STEPS - 1}"}
 
 
+def test_a_disk_that_fills_up_costs_the_run_nothing(data: Path, tmp_path: Path, uninterrupted: str) -> None:
+    folder, output = tmp_path / "run", tmp_path / "output"
+    os.mkfifo(tmp_path / "pipe")  # which has no size
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = processes.start(flags(data, folder), tmp_path / "pipe")
+    while len(Checkpoints(folder if folder.exists() else tmp_path).steps()) < 2:
+        time.sleep(0.002)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
+    process.join(60)
+    said = os.read(pipe, 1 << 16).decode()
+    os.close(pipe)
+    assert process.exitcode == 2, said
+    assert said.splitlines()[-1].startswith("error: hybrid: the model could not be saved: ")
+    last = max(Checkpoints(folder).steps())
+    assert f"could not be written ([Errno 27] File too large); the last good one is checkpoint-{last}" in said
+    process = processes.start(flags(data, folder), output)
+    process.join(60)
+    assert process.exitcode == 0, output.read_text()
+    assert f"goes on after step {last}" in output.read_text()
+    assert weights(folder) == uninterrupted
+    assert steps_logged(folder) == [*range(10, STEPS + 1, 10)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_the_process(
     data: Path, tmp_path: Path, uninterrupted: str, number: int, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,1 @@
+"""Hard negatives: the passages that a model mistakes for answers."""
