@@ -42,6 +42,7 @@ class Chunks:
         activation_memory: bytes that chunks may keep for the backward pass, the one at work not counted.
             None: half of what is free when the first chunk has been seen.
         seed: of the masks of dropout.
+        processes: that share a CPU's memory.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Chunks:
         tokens_per_chunk: int | None = None,
         activation_memory: float | None = None,
         seed: int = 0,
+        processes: int = 1,
     ) -> None:
         keep_checkpointing(model)
         self.model, self.sides, self.seed = model, sides, seed
         self.together = sides[0].together  # both sides' texts in the same chunks
         self.places = tokens_per_chunk or default_places(model.device)
-        self.budget = activation_memory
+        self.budget, self.processes = activation_memory, processes
         self.bytes_per_place = 0.0  # of activations, in the chunk of the longest text that began a batch
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
@@ -170,7 +172,7 @@ class Chunks:
             free = (
                 torch.cuda.mem_get_info(device)[0]
                 if device.type == "cuda"
-                else psutil.virtual_memory().available
+                else psutil.virtual_memory().available / self.processes
             )
             self.budget = FREE_SHARE * free
         return self.budget

@@ -90,7 +90,9 @@ def train(
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
-    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
+    chunks = Chunks(
+        model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
+    )
     parameters = trainable(model)
     sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
     max_steps = steps_of(config, sampler)

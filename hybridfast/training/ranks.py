@@ -49,6 +49,7 @@ class Ranks:
     ) -> None:
         self.rank, self.world, self.local_rank, self.patient = rank, world, local_rank, patient
         self.is_first, self.alone = rank == 0, world == 1
+        self.neighbours = 1 if world == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", world))  # and this one
         self._leaves = False  # the process group when the block ends
 
     @classmethod
