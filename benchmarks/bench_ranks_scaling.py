@@ -69,7 +69,7 @@ def one(arguments: argparse.Namespace) -> None:
             )
         speed = _speed() if ranks.world > 1 else 0.0
         counted(bytes_by)
-        seconds, sent = [], []
+        seconds, cpu, sent = [], [], []
         for steps in (1, 1 + arguments.steps):
             config = TrainConfig(
                 alpha=0.0,
@@ -80,9 +80,10 @@ def one(arguments: argparse.Namespace) -> None:
                 num_workers=1,
             )
             bytes_by.clear()
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             train(model, tokens, config, ranks=ranks)
             seconds.append(time.perf_counter() - started)
+            cpu.append(time.process_time() - used)
             sent.append(Counter(bytes_by))
     each = {name: (sent[1][name] - sent[0][name]) / arguments.steps for name in sent[1]}
     table = model[0].auto_model.get_input_embeddings().weight
@@ -92,6 +93,7 @@ def one(arguments: argparse.Namespace) -> None:
     lengths = torch.diff(torch.from_numpy(tokens.text_indptr.copy()))
     told = {
         "seconds": (seconds[1] - seconds[0]) / arguments.steps,
+        "cpu": (cpu[1] - cpu[0]) / arguments.steps,
         "bytes": each,
         "dense": dense,
         "dimension": model.get_embedding_dimension(),
@@ -230,8 +232,10 @@ def main() -> None:
                     line += f"| {rates[1] / rates[0]:.2f} | {name} | "
                     line += f"{on_paper[name] / 1e6:.2f}" if name in on_paper else "-"
                     print(f"{line} | {here[name] / 1e6:.2f} |", flush=True)
+                cpu = [statistics.median(told["cpu"] for told in side) for side in sides]
+                print(f"\nCPU seconds of a step: {cpu[0]:.2f} by threads, {world * cpu[1]:.2f} by ranks")
                 speed, tokens = told["speed"] / 1e9, told["tokens"]
-                print(f"\nall-reduce of 25 MB: {speed:.2f} GB/s; {tokens:.1f} tokens a text\n")
+                print(f"all-reduce of 25 MB: {speed:.2f} GB/s; {tokens:.1f} tokens a text\n")
 
 
 if __name__ == "__main__":
