@@ -66,14 +66,22 @@ def _comparable(
 
 
 def encode(
-    model: SentenceTransformer, queries: list[str], passages: list[str], *, batch_size: int, progress: bool
+    model: SentenceTransformer,
+    queries: list[str],
+    passages: list[str],
+    *,
+    batch_size: int,
+    progress: bool,
+    shared: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32.
+
+    With `shared`, every rank of torch.distributed embeds a part, and gets all.
 
     They stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
     """
     embeddings = [
-        embedding.encode(model, task, texts, batch_size=batch_size, progress=progress)
+        embedding.encode(model, task, texts, batch_size=batch_size, progress=progress, shared=shared)
         for task, texts in zip(TASKS, (queries, passages), strict=True)
     ]
     if not (TRITON and all(rows.device.type == "cuda" for rows in embeddings)):
