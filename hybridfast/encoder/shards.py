@@ -26,7 +26,7 @@ __all__ = ["Embed", "check_finite", "stored", "weights_hash", "write_whole"]
 
 SHARD = 8_192  # rows between one sync and the next
 
-# Makes the embeddings (B, D) float32 of texts given by their numbers (B,), and tells of how many as it goes on.
+# Makes the embeddings (B, D) float32 of texts given by their numbers (B,), and tells how many it has done.
 Embed = Callable[[NDArray[np.int64], Callable[[int], Any]], NDArray[np.float32]]
 
 
@@ -41,8 +41,8 @@ def stored(
 ) -> NDArray[Any]:
     """Embed N texts into a .npy file and map it: (N, D), read-only. A file that is there is only mapped.
 
-    Until it is whole it is called PATH.part. After each shard of rows the file is synced, and PATH.json, which
-    says how many rows are whole, renamed into place: after a kill, the next call goes on from there.
+    Until it is whole it is called PATH.part. After each shard of rows it is synced, and PATH.json, which says
+    how many rows are whole, is renamed into place: after a kill, the next call goes on from there.
 
     Args:
         first_N: the first text equal to each, `arange(N)` if all differ. Only first ones are embedded; the
@@ -66,7 +66,7 @@ def stored(
                 os.replace(part, path)
         for left in (part, state):
             left.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r")
 
 
 def _write(
@@ -96,10 +96,11 @@ def _write(
             with np.errstate(over="ignore"):
                 shard_BD[fresh_B] = made_FD
             if not np.isfinite(shard_BD[fresh_B]).all():
-                raise ValueError(f"{dtype} cannot hold a {name}'s embedding with {np.abs(made_FD).max():.3g} in it")
+                most = np.abs(made_FD).max()
+                raise ValueError(f"{dtype} cannot hold an embedding of {name} with {most:.3g} in it")
             before_B = first_B < done
             if before_B.any():
-                written = np.memmap(file, dtype, "r", len(header), (done, width))  # type: ignore[call-overload]
+                written = np.memmap(file, dtype, "r", len(header), (done, width))
                 shard_BD[before_B] = written[first_B[before_B]]
             again_B = ~fresh_B & ~before_B
             shard_BD[again_B] = shard_BD[first_B[again_B] - done]
