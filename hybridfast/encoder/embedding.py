@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from hybridfast.data import tokens
 from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
@@ -36,6 +35,7 @@ __all__ = [
     "embed_static",
     "encode",
     "joined_texts",
+    "reading_of",
     "sides",
     "taken",
     "tokenize",
@@ -81,13 +81,13 @@ def encode(
     texts: Sequence[str],
     *,
     batch_size: int,
-    progress: bool = False,
+    told: Callable[[int], Any] = lambda texts: None,
     shared: bool = False,
 ) -> Tensor:
     """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is.
 
     A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most;
-    with `shared`, as :func:`encode_ids` says.
+    with `shared`, as :func:`encode_ids` says. `told` hears of how many texts each chunk had.
     """
     if not texts:
         raise ValueError("texts must hold at least one text")
@@ -96,10 +96,9 @@ def encode(
         side = Side(model, task, [texts[0], max(texts, key=len)])
         side.check()
     except ValueError:
-        return _encode_preprocessed(model, task, texts, batch_size, progress)
+        return _encode_preprocessed(model, task, texts, batch_size, told)
     ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
-    with _bar(texts, task, progress) as bar:
-        return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=bar.update, shared=shared)
+    return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=told, shared=shared)
 
 
 def encode_ids(
@@ -146,7 +145,11 @@ def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def _encode_preprocessed(
-    model: SentenceTransformer, task: Task, texts: Sequence[str], batch_size: int, progress: bool
+    model: SentenceTransformer,
+    task: Task,
+    texts: Sequence[str],
+    batch_size: int,
+    told: Callable[[int], Any],
 ) -> Tensor:
     """The same for a model that reads anything else than token ids."""
     from sentence_transformers.util import batch_to_device
@@ -154,16 +157,12 @@ def _encode_preprocessed(
     prompt = prompt_of(model, task)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # texts of like length: less padding
     parts: list[Tensor] = []
-    with torch.inference_mode(), _bar(texts, task, progress) as bar:
+    with torch.inference_mode():
         for rows in np.split(order, range(batch_size, len(texts), batch_size)):
             features = model.preprocess([texts[row] for row in rows], prompt=prompt, task=task)
             parts.append(embed(model, task, batch_to_device(features, model.device)).float())
-            bar.update(len(rows))
+            told(len(rows))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(model.device)]
-
-
-def _bar(texts: Sequence[str], task: Task, progress: bool) -> tqdm[Any]:
-    return tqdm(total=len(texts), desc=task, unit=" texts", disable=None if progress else True)
 
 
 # --- token ids ---------------------------------------------------------------------------------------------
@@ -188,10 +187,10 @@ class Side:
         model: SentenceTransformer,
         task: Task,
         samples: Sequence[str],
-        reading: dict[str, Any] | None = None,  # what both sides share; see `_reading`
+        reading: dict[str, Any] | None = None,  # what both sides share; see `reading_of`
     ) -> None:
         self.model, self.task = model, task
-        self.reading = _reading(model) if reading is None else reading
+        self.reading = reading_of(model) if reading is None else reading
         self.prompt = prompt_of(model, task)
         self.samples = [*samples, "a"]  # and a short one, so that there is padding to see
         try:
@@ -469,11 +468,11 @@ def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side,
 
 
 def _both(model: SentenceTransformer, samples: Sequence[Sequence[str]]) -> list[Side]:
-    reading = _reading(model)
+    reading = reading_of(model)
     return [Side(model, task, texts, reading) for task, texts in zip(TASKS, samples, strict=True)]
 
 
-def _reading(model: SentenceTransformer) -> dict[str, Any]:
+def reading_of(model: SentenceTransformer) -> dict[str, Any]:
     """How the model's modules and tokenizers are set, for JSON."""
     parts: list[Any] = [module for module in model.modules() if module is not model]
     modules = [
