@@ -14,7 +14,7 @@ from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.evaluation import readers
-from hybridfast.evaluation.encode import encode, rank
+from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
@@ -110,13 +110,15 @@ class Project:
         eval_set = self.eval_set
         if eval_set is None:
             return None
+        if self.ranks.alone:
+            return evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
         embeddings = encode(
             model,
             eval_set.queries,
             eval_set.passages,
             batch_size=self.config.eval_batch_size,
             progress=self.ranks.is_first,
-            shared=not self.ranks.alone,
+            shared=True,
         )
         return rank(model, eval_set, *embeddings) if self.ranks.is_first else None
 
