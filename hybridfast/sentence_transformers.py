@@ -6,16 +6,20 @@
     )
     SentenceTransformerTrainer(model, args, train_dataset=dataset, loss=InfoNCELoss(model)).train()
 
-Several of them in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
+With `evaluator=HybridEvaluator(eval_set)` it reports the figures of `python -m hybridfast.evaluate`.
+Several data sets in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
 tokenizes every batch anew; `python -m hybridfast.train` and HybridSampler with a TokenizedCorpus
 do it once. Prompts and prefixes are the trainer's.
 """
 
 from __future__ import annotations
 
+import csv
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +34,21 @@ from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.data.tokens import own_passages
 from hybridfast.encoder import loading
+from hybridfast.evaluation.comparison import SUMMARY
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.library import evaluate
 from hybridfast.infonce.loss import InfoNCE
 
 try:
     from sentence_transformers.base.sampler import DefaultBatchSampler
 except ImportError:  # where sentence-transformers 4 and 5 have it
     from sentence_transformers.sampler import DefaultBatchSampler  # type: ignore[no-redef,unused-ignore]
+try:
+    from sentence_transformers.base.evaluation import SentenceEvaluator
+except ImportError:
+    from sentence_transformers.evaluation import SentenceEvaluator  # type: ignore[no-redef,unused-ignore]
 
-__all__ = ["HybridBatchSampler", "HybridDataset", "InfoNCELoss"]
+__all__ = ["HybridBatchSampler", "HybridDataset", "HybridEvaluator", "InfoNCELoss"]
 
 
 class _Key(int):
@@ -287,6 +298,84 @@ class InfoNCELoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """For the model card."""
         return {"temperature": float(self.info_nce.temperature), **self.info_nce.options}
+
+
+class HybridEvaluator(SentenceEvaluator):  # type: ignore[misc, unused-ignore]
+    """An evaluator for sentence-transformers' trainer: the figures of the hybrid-batch paper, of exact ranks.
+
+    Called with a model it returns {"NAME_mAP_mono", "NAME_mAP_cross", "NAME_mAP_multi", "NAME_R@1_mono",
+    "NAME_R@1_cross", "NAME_R@10_multi", "NAME_rank_distance"}, those that the set defines. The trainer puts
+    "eval_" before them, so that `metric_for_best_model="eval_NAME_mAP_multi"` chooses by one. Given a folder,
+    it appends them to ``hybrid_evaluation_NAME_results.csv`` there.
+
+    Args:
+        eval_set: queries and passages, such as `hybridfast.evaluation.load` reads.
+        name: before the figures' names. Default: the set's.
+        primary_metric: which figure says how good a model is, under its name without NAME.
+        batch_size: texts encoded at a time.
+
+    Raises:
+        ValueError: an unknown primary_metric; when called, one that the set does not define.
+    """
+
+    def __init__(
+        self,
+        eval_set: EvalSet,
+        name: str | None = None,
+        *,
+        primary_metric: str = "mAP_multi",
+        batch_size: int = 256,
+        show_progress_bar: bool = False,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        self.metrics = [_metric(figure) for figure in SUMMARY]
+        if primary_metric not in self.metrics:
+            raise ValueError(
+                f"primary_metric must be one of {', '.join(self.metrics)}, got {primary_metric!r}"
+            )
+        self.eval_set = eval_set
+        self.name = eval_set.name if name is None else name
+        self.primary_metric = f"{self.name}_{primary_metric}" if self.name else primary_metric
+        self.greater_is_better = primary_metric != "rank_distance"
+        self.batch_size = batch_size
+        self.show_progress_bar = show_progress_bar
+        self.write_csv = write_csv
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """The figures of a SentenceTransformer; `epoch` and `steps` are for the CSV file and the card."""
+        evaluation = evaluate(
+            model, self.eval_set, batch_size=self.batch_size, progress=self.show_progress_bar
+        )
+        found = {_metric(figure): value for figure, value in evaluation.summary().items()}
+        if output_path is not None and self.write_csv:
+            self._append(Path(output_path), [epoch, steps, *found.values()])
+        defined = {metric: value for metric, value in found.items() if not math.isnan(value)}
+        metrics = self.prefix_name_to_metrics(defined, self.name)
+        if self.primary_metric not in metrics:
+            raise ValueError(f"{self.eval_set.name} does not define the primary_metric {self.primary_metric}")
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def _append(self, folder: Path, row: list[float]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"hybrid_evaluation_{self.name.replace('/', '_')}_results.csv"
+        begins = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if begins:
+                writer.writerow(["epoch", "steps", *self.metrics])
+            writer.writerow(row)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """For the model card."""
+        return {"queries": len(self.eval_set.queries), "passages": len(self.eval_set.passages)}
+
+
+def _metric(figure: str) -> str:
+    return figure.replace(" ", "_")
 
 
 def _texts(features: dict[str, torch.Tensor]) -> list[bytes] | None:

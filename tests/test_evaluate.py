@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,14 @@ EVAL_SET = EvalSet(
     gold_indices=np.array([0, 2, 0, 2]),
 )
 
-WRITTEN = ["comparison.json", "language_pairs.png", "metrics.json", "ranks.parquet", "results.md"]
+WRITTEN = [
+    "comparison.json",
+    "language_pairs.png",
+    "metrics.json",
+    "ranks.parquet",
+    "report.html",
+    "results.md",
+]
 
 
 @pytest.fixture
@@ -295,6 +303,7 @@ def test_models_side_by_side_and_again_from_their_ranks(
         "comparison.json",
         "lexical",
         "other",
+        "report.html",
         "results.md",
     ]
     assert json.loads((both / "lexical" / "metrics.json").read_text())["config"]["model"] == str(model_folder)
@@ -304,6 +313,11 @@ def test_models_side_by_side_and_again_from_their_ranks(
         command.main(["--compare", *map(str, runs), *settings])
         for name in ("comparison.json", "results.md"):
             assert (again / name).read_text() == (both / name).read_text()
+        # The page is the same too, with the texts of the worst questions, but for the command that made it.
+        pages = [re.sub(r"<pre>.*?</pre>", "", (of / "report.html").read_text()) for of in (again, both)]
+        assert pages[0] == pages[1]
+        assert "--compare" in (again / "report.html").read_text()
+        assert "SHA-256 of weights, lexical" in pages[0]
     with pytest.raises(SystemExit):
         command.main(["--compare", str(both), "--baseline", "third", "--output_dir", str(tmp_path / "no")])
     assert "baseline must be one of lexical, other, got 'third'" in capsys.readouterr().err
