@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
 from hybridfast.training.precision import Precision
 from hybridfast.training.record import check_same, identity
+from hybridfast.training.refresh import Batches
 from hybridfast.training.sparse import SparseTables, clip_gradients
 from hybridfast.training.validation import Best, Validation
 
@@ -84,7 +86,8 @@ def train(
     sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
     parameters = trainable(model)
-    sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
+    make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
+    sampler = Batches(make, model, tokens, config, folder)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
@@ -128,6 +131,7 @@ def train(
         settings=asdict(config),
         name=name,
     )
+    sampler.after_mining = partial(log.clock.lap, "mining")
     # All that a step changes. Random numbers are not among it: each step draws from a seed of its own.
     stateful: dict[str, Any] = {
         "model": Weights(model),
@@ -225,7 +229,7 @@ def _seed_of(seed: int, step: int) -> int:
     return mixed
 
 
-def steps_of(config: TrainConfig, sampler: HybridSampler) -> int:
+def steps_of(config: TrainConfig, sampler: HybridSampler | Batches) -> int:
     """How many steps a run has."""
     if config.num_train_epochs is None:
         return config.max_steps
