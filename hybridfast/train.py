@@ -55,7 +55,6 @@ __all__ = ["Project", "TrainConfig", "main", "train"]
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     argv = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "hybridfast.train", *argv])
     config = cli.parse(TrainConfig, "python -m hybridfast.train", __doc__ or "", argv)
     with cli.usage_errors():
         ranks = Ranks.join(config.device)
@@ -65,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
     """All that the command does, on every rank. What is written, and said, is rank 0's."""
+    command = shlex.join(["python", "-m", "hybridfast.train", *argv])
     runs = {_title(config, name, run): (name, run) for name, run in runs_of(config)}
     with cli.usage_errors():
         check_trackers(config.report_to or [])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TRACKERS", "Clock", "Log", "Tracker", "check_trackers"]
 
-PHASES = ("data", "encoder", "loss", "backward", "optimizer", "evaluation", "saving")
+PHASES = ("data", "mining", "encoder", "loss", "backward", "optimizer", "evaluation", "saving")
 TRACKERS = ("tensorboard", "wandb", "none")
 Figures = dict[str, float]
 Sums = defaultdict[str, float]

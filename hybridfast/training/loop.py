@@ -31,6 +31,7 @@ from hybridfast.training.precision import Precision
 from hybridfast.training.ranks import Ranks
 from hybridfast.training.record import check_same, identity
 from hybridfast.training.reduction import Reduction
+from hybridfast.training.refresh import Batches
 from hybridfast.training.sparse import SparseTables, clip_gradients
 from hybridfast.training.validation import Best, Validation
 
@@ -94,7 +95,8 @@ def train(
         model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
     )
     parameters = trainable(model)
-    sampler = make_sampler(tokens, config, pin_memory=device.type == "cuda")
+    make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
+    sampler = Batches(make, model, tokens, config, folder, ranks.by_first)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
@@ -145,6 +147,7 @@ def train(
         name=name,
         bar=ranks.is_first,
     )
+    sampler.after_mining = partial(log.clock.lap, "mining")
     # All that a step changes. Random numbers are not among it: each step draws from a seed of its own.
     stateful: dict[str, Any] = {
         "model": Weights(model),
@@ -256,7 +259,7 @@ def _seed_of(seed: int, step: int) -> int:
     return mixed
 
 
-def steps_of(config: TrainConfig, sampler: HybridSampler) -> int:
+def steps_of(config: TrainConfig, sampler: HybridSampler | Batches) -> int:
     """How many steps a run has."""
     if config.num_train_epochs is None:
         return config.max_steps

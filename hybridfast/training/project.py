@@ -45,11 +45,13 @@ class Project:
         if len(self.corpus) < len(everything):
             print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
         hard_negatives = _hard_negatives(self.corpus)
-        if config.negatives and not hard_negatives:
+        if config.negatives and not hard_negatives and not config.mine_steps:
             raise ValueError(
                 f"negatives must be 0, got {config.negatives}: the data has no hard negatives, in columns "
                 "negative_1, negative_2, ..., negative or negatives"
             )
+        if config.mine_steps and config.mine_scope == "other" and len(self.corpus.languages) < 2:
+            raise ValueError(f"mine_scope other needs two languages, the data has {self.corpus.languages}")
         self.eval_set: EvalSet | None = None
         if config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
@@ -79,6 +81,9 @@ class Project:
             print(self.adapters)
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
+        if config.mine_steps:
+            first = "" if hard_negatives else ", and before the first"
+            print(f"Hard negatives are mined every {config.mine_steps:,} steps{first}")
         if gain := Precision(model, config).trial():
             print(gain)
         for _, run in self.runs():  # what cannot be filled is said before any training

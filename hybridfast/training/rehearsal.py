@@ -45,7 +45,7 @@ def rehearse(project: Project) -> str:
     )
     seconds = []
     for count in (1, 1 + STEPS):  # the first step pays for what the others find ready
-        timed = replace(config, max_steps=count, num_train_epochs=None)
+        timed = replace(config, max_steps=count, num_train_epochs=None, save_steps=None, mine_steps=None)
         seconds.append(train(project.new_model(config.seed), tokens, timed, ranks=project.ranks)["seconds"])
     each = max(seconds[1] - seconds[0], 0.0) / STEPS
     lines.append(
