@@ -15,7 +15,7 @@ from hybridfast.evaluation.ranks import check_scores_finite, kernels_of, matrix_
 __all__ = ["INDEXES", "index_top_k", "on_device", "recall_of_exact", "rows_of", "top_k"]
 
 INDEXES = ("hnsw", "ivf")
-QUERIES = 16_384  # at a time on a CPU
+QUERIES = 4_096  # at a time on a CPU
 QUERY_TILE, PASSAGE_TILE = 256, 32_768  # on a GPU: 64 MB of scores with their rows, whatever Q and N
 
 TopK = tuple[NDArray[np.int64], NDArray[np.float32]]
