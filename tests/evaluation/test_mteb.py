@@ -105,6 +105,7 @@ def test_the_index_ranks_everything_or_what_it_is_told() -> None:
     assert index.search(np.eye(2, dtype="f"), 5)[1] == [[0], [0]]
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_model_that_compares_otherwise_is_refused() -> None:
     pytest.importorskip("mteb", reason="mteb is not installed")
     model = build_static(train_tokenizer(["red fox"], 60), 8)
