@@ -19,6 +19,7 @@ from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
 from hybridfast.encoder.forward import Forward
+from hybridfast.encoder.gathering import dealt, gathered, own
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
 from hybridfast.encoder.texts import Texts, cut_into_chunks, default_places
 
@@ -81,11 +82,12 @@ def encode(
     *,
     batch_size: int,
     told: Callable[[int], Any] = lambda texts: None,
+    shared: bool = False,
 ) -> Tensor:
     """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is.
 
-    A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most.
-    `told` hears of how many texts each chunk had.
+    A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most;
+    `told` and `shared` are those of :func:`encode_ids`.
     """
     if not texts:
         raise ValueError("texts must hold at least one text")
@@ -96,7 +98,7 @@ def encode(
     except ValueError:
         return _encode_preprocessed(model, task, texts, batch_size, told)
     ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
-    return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=told)
+    return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=told, shared=shared)
 
 
 def encode_ids(
@@ -107,12 +109,15 @@ def encode_ids(
     places: int | None = None,
     batch_size: int | None = None,
     told: Callable[[int], Any] = lambda texts: None,
+    shared: bool = False,
 ) -> Tensor:
     """Embed texts given as ids, in the trainer's chunks: (texts, D) float32, where the model is.
 
     Args:
         places: of a chunk, at most; default as in training. Nor has it more than `batch_size` texts.
         told: hears of how many texts each chunk had.
+        shared: every rank of torch.distributed's default group calls this and embeds a part of the chunks;
+            all get all embeddings, to the bit those of one process.
     """
     device, starts_B = side.model.device, lengths_B.cumsum(0) - lengths_B
     if side.flat:  # tokens are all there is to a static encoder's texts: any cut will do
@@ -120,12 +125,16 @@ def encode_ids(
     else:
         places = places or default_places(device)
         chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=device.type == "cpu")
+    chunks = [part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))]
+    shares = dealt(chunks, shared)
     parts: list[Tensor] = []
     with torch.inference_mode():
-        for rows in (part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))):
+        for rows in own(shares) or chunks[:1]:  # without a chunk of its own, a rank learns how wide they are
             parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
             told(len(rows))
-        return torch.cat(parts)[torch.argsort(torch.cat(chunks)).to(device)]
+        embeddings = gathered(torch.cat(parts), [sum(map(len, share)) for share in shares])
+        order = torch.cat([rows for share in shares for rows in share])
+        return embeddings[torch.argsort(order).to(device)]
 
 
 def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:

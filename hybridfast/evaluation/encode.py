@@ -126,12 +126,18 @@ def _comparable(
 
 
 def encode(
-    model: SentenceTransformer, queries: list[str], passages: list[str], *, batch_size: int, progress: bool
+    model: SentenceTransformer,
+    queries: list[str],
+    passages: list[str],
+    *,
+    batch_size: int,
+    progress: bool,
+    shared: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32.
 
-    Equal texts are embedded once. Rows stay on an NVIDIA GPU that made them, where `gold_ranks` reads them
-    too; else they are on the CPU.
+    Equal texts are embedded once; with `shared`, every rank of torch.distributed embeds a part, and gets all.
+    Rows stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
     """
     embeddings = []
     for task, texts in zip(TASKS, (queries, passages), strict=True):
@@ -139,7 +145,7 @@ def encode(
         fresh = np.unique(first_N)
         some = [texts[number] for number in fresh]
         with tqdm(total=len(some), desc=task, unit=" texts", disable=None if progress else True) as bar:
-            rows = embedding.encode(model, task, some, batch_size=batch_size, told=bar.update)
+            rows = embedding.encode(model, task, some, batch_size=batch_size, told=bar.update, shared=shared)
         if len(fresh) < len(texts):
             rows = rows[torch.from_numpy(np.searchsorted(fresh, first_N)).to(rows.device)]
         embeddings.append(rows)

@@ -90,6 +90,10 @@ class TrainConfig(ModelSettings):
         "Gigabytes of activations kept for the backward pass; what is beyond is computed again. Default: "
         "half of what is free.",
     )
+    exchange: Literal["gather", "ring"] = setting(
+        "gather",
+        "How ranks share negatives. gather: each holds all passages; ring: those of two ranks, passed on.",
+    )
     learning_rate: float | None = setting(
         None,
         "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others, 3e-4 for LoRA.",
@@ -309,7 +313,10 @@ class TrainConfig(ModelSettings):
                 f"resume_from_checkpoint {self.resume_from_checkpoint} is of one run; for several it takes "
                 "auto"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
-            raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+        if self.batch_size < ranks:
+            raise ValueError(
+                f"batch_size must be at least 1 for each of {ranks} ranks, got {self.batch_size} for all"
+            )
         if self.eval_dataset == "auto":  # settled here: the saved settings say what was evaluated
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"

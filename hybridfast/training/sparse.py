@@ -49,6 +49,7 @@ class SparseTables:
 
     def __init__(self, model: SentenceTransformer, config: TrainConfig, tokens: TokenizedCorpus) -> None:
         self.modules: list[Embedding | EmbeddingBag] = []
+        self.weights: list[Parameter] = []  # theirs: those with sparse gradients
         self.lazy: list[Parameter] = []  # tables of which LazyAdamW steps the touched rows alone
         self._undo = ExitStack()
         chosen = config.sparse_embeddings
@@ -60,6 +61,7 @@ class SparseTables:
         for weight, modules in _tables(model):
             if chosen == "true" or static or len(weight) >= PAYS:
                 self.modules += modules
+                self.weights.append(weight)
                 if chosen == "true" or static or len(weight) >= ROWS_PER_TOKEN * batch:
                     self.lazy.append(weight)
 
@@ -71,7 +73,7 @@ class SparseTables:
                 # A method, not a closure: a copy of the model has to read its own weights.
                 module.forward = MethodType(_bag_forward, module)  # type: ignore[method-assign]
                 self._undo.callback(delattr, module, "forward")
-        for weight in {id(module.weight): module.weight for module in self.modules}.values():
+        for weight in self.weights:
             self._undo.callback(weight.register_post_accumulate_grad_hook(_compact).remove)
         return self
 
