@@ -9,12 +9,14 @@
 With `evaluator=HybridEvaluator(eval_set)` it reports the figures of `python -m hybridfast.evaluate`.
 Several data sets in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
 tokenizes every batch anew; `python -m hybridfast.train` and HybridSampler with a TokenizedCorpus
-do it once. Prompts and prefixes are the trainer's.
+do it once. Prompts and prefixes are the trainer's. A large batch in a small memory, with the negatives of all
+processes, is `InfoNCELoss(model, mini_batch_num_tokens=16_384, gather_across_devices=True)`.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -25,18 +27,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import RandomSampler
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.data.tokens import own_passages
 from hybridfast.encoder import loading
+from hybridfast.encoder.feature_chunks import embed_again, taken, tokens_of
+from hybridfast.encoder.texts import cut_into_chunks
 from hybridfast.evaluation.comparison import SUMMARY
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.library import evaluate
+from hybridfast.infonce import distributed
 from hybridfast.infonce.loss import InfoNCE
 
 try:
@@ -259,10 +266,18 @@ class InfoNCELoss(nn.Module):
         model: what is trained.
         temperature: None: 0.05 for cosines, 1 for inner products.
         normalize: True for cosines, False for inner products, None for the model's own similarity.
+        mini_batch_num_tokens: so many tokens of a column, padding counted, go through the model at once,
+            texts of like length together, and once more in the backward pass, with the same dropout: memory
+            is for the activations of one mini-batch (gradient caching, Gao et al., 2021). A longer text goes
+            alone.
+        gather_across_devices: passages of all processes are negatives; the loss is
+            `hybridfast.infonce.distributed.InfoNCE`, with its options. Labels mean the same in all of them.
         **options: InfoNCE's.
 
     Raises:
-        ValueError: normalize is None, and the model compares neither by cosine nor by inner product.
+        ValueError: normalize is None, and the model compares neither by cosine nor by inner product;
+            mini_batch_num_tokens is below 1.
+        TypeError: an option that InfoNCE does not have.
     """
 
     def __init__(
@@ -271,33 +286,71 @@ class InfoNCELoss(nn.Module):
         temperature: float | None = None,
         *,
         normalize: bool | None = None,
+        mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
+        if mini_batch_num_tokens is not None and mini_batch_num_tokens < 1:
+            raise ValueError(f"mini_batch_num_tokens must be >= 1 or None, got {mini_batch_num_tokens}")
         self.model = model
+        self.mini_batch_num_tokens, self.gather_across_devices = mini_batch_num_tokens, gather_across_devices
         if normalize is None:
             normalize = not hasattr(model, "similarity_fn_name") or loading.similarity(model) == "cosine"
         if temperature is None:
             temperature = 0.05 if normalize else 1.0
-        self.info_nce = InfoNCE(temperature, normalize=normalize, **options)
+        kind = distributed.InfoNCE if gather_across_devices else InfoNCE
+        self.info_nce = kind(temperature, normalize=normalize, **options)
+        if (learned := self.info_nce.log_temperature) is not None:
+            learned.register_hook(_mean_over_ranks)  # the trainer averages the gradients of the model alone
 
     def forward(
         self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor | None
     ) -> torch.Tensor:
         columns = list(sentence_features)
         texts = [_texts(features) for features in columns[1:]]  # before the model, which may hide the prompt
-        queries, *passages = (self.model(features)["sentence_embedding"] for features in columns)
-        groups = _groups(texts, labels, len(queries))
+        queries, *passages = map(self._embed, columns)
+        rows = len(queries)
+        groups = (_groups_among_ranks if self.gather_across_devices else _groups)(texts, labels, rows)
         if groups is None:
             return self.info_nce(queries, torch.cat(passages))
         groups = groups.to(queries.device)
-        return self.info_nce(
-            queries, torch.cat(passages), query_groups=groups[: len(queries)], passage_groups=groups
-        )
+        return self.info_nce(queries, torch.cat(passages), query_groups=groups[:rows], passage_groups=groups)
+
+    def _embed(self, features: dict[str, Any]) -> torch.Tensor:
+        places_B = None if self.mini_batch_num_tokens is None else tokens_of(features)
+        if places_B is None or self.mini_batch_num_tokens is None:
+            embeddings: torch.Tensor = self.model(features)["sentence_embedding"]
+            return embeddings
+        inner = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if any(type(module.forward).__name__ == "ForwardDecorator" for module in (self.model, inner)):
+            raise ValueError(
+                "mini_batch_num_tokens embeds texts after MatryoshkaLoss or AdaptiveLayerLoss have let go of "
+                "the model: leave it out (python -m hybridfast.train --matryoshka_dims has both)"
+            )
+        packed, on_cpu = "cu_seq_lens_q" in features, not features["input_ids"].is_cuda
+        chunks = cut_into_chunks(places_B, self.mini_batch_num_tokens, packed=packed, on_cpu=on_cpu)
+        # DistributedDataParallel is called once a column: others may have fewer chunks, and it waits.
+        embedded = [
+            embed_again(inner if number else self.model, inner, taken(features, rows, places_B))
+            for number, rows in enumerate(chunks)
+        ]
+        back_B = torch.argsort(torch.cat(chunks))
+        return torch.cat(embedded)[back_B.to(embedded[0].device)]
 
     def get_config_dict(self) -> dict[str, Any]:
         """For the model card."""
-        return {"temperature": float(self.info_nce.temperature), **self.info_nce.options}
+        own = {name: getattr(self, name) for name in ("mini_batch_num_tokens", "gather_across_devices")}
+        shown = {name: value for name, value in own.items() if value}
+        return {"temperature": float(self.info_nce.temperature), **self.info_nce.options, **shown}
+
+
+def _mean_over_ranks(gradient: torch.Tensor) -> torch.Tensor:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return gradient
+    total = gradient.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 class HybridEvaluator(SentenceEvaluator):  # type: ignore[misc, unused-ignore]
@@ -412,3 +465,24 @@ def _groups(texts: list[list[bytes] | None], labels: torch.Tensor | None, rows: 
         if text is not None and text in first:
             groups[place] = own[first[text]]
     return torch.tensor(groups)
+
+
+def _groups_among_ranks(
+    texts: list[list[bytes] | None], labels: torch.Tensor | None, rows: int
+) -> torch.Tensor | None:
+    """What `_groups` says of this rank's texts where those of all ranks are one batch."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return _groups(texts, labels, rows)
+    hashes = [own and [hashlib.blake2b(text, digest_size=16).digest() for text in own] for own in texts]
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, (rows, hashes, None if labels is None else labels.cpu()))
+    counts = [count for count, _, _ in held]
+    whole, first = sum(counts), sum(counts[: dist.get_rank()])
+    columns = [
+        None if any(part is None for part in parts) else [text for part in parts for text in part]
+        for parts in zip(*(own for _, own, _ in held), strict=True)
+    ]
+    groups = _groups(columns, None if labels is None else torch.cat([own for _, _, own in held]), whole)
+    if groups is None:
+        return None
+    return torch.cat([groups[at + first : at + first + rows] for at in range(0, len(groups), whole)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.evaluation.ranked import Ranked
 
-__all__ = ["environment", "read_runs", "weights_hash", "write", "write_comparison"]
+__all__ = ["environment", "read_runs", "write", "write_comparison"]
 
 RANKS = "ranks.parquet"
 
@@ -70,16 +69,6 @@ def write_comparison(
     _write_json(folder / "comparison.json", comparison.to_dict())
     _write_text(folder / "results.md", comparison.table() + "\n")
     _write_text(folder / "report.html", report.html(comparison, systems, command, environment()))
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names, dtypes and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridfast.infonce import ops
+from hybridfast.infonce import loss, ops
 from hybridfast.infonce.blocks import (
     Block,
     Sums,
@@ -30,7 +30,7 @@ from hybridfast.infonce.blocks import (
 )
 from hybridfast.infonce.problem import DTYPES, Problem
 
-__all__ = ["EXCHANGES", "info_nce"]
+__all__ = ["EXCHANGES", "InfoNCE", "info_nce"]
 
 EXCHANGES = ("gather", "ring")
 
@@ -100,6 +100,12 @@ def info_nce(
     tours = _Ring(ranks) if exchange == "ring" else _Gathered(ranks)
     problem = problem._replace(temperature=problem.temperature_tensor())
     return cast(Tensor, _Exchanged.apply(*problem, tours))
+
+
+class InfoNCE(loss.InfoNCE):
+    """`info_nce` of all ranks with its options held; else as :class:`hybridfast.infonce.loss.InfoNCE`."""
+
+    function = staticmethod(info_nce)
 
 
 def _check(exchange: str, problem: Problem) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,8 @@ class InfoNCE(nn.Module):
         **options: what `info_nce` takes by keyword, other than targets and groups.
     """
 
+    function: ClassVar[Callable[..., Any]] = staticmethod(info_nce)  # `distributed.InfoNCE` has another one
+
     def __init__(
         self,
         temperature: float = 0.05,
@@ -112,7 +115,7 @@ class InfoNCE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        unknown = set(options) - _OPTIONS
+        unknown = set(options) - self._options()
         if unknown:
             raise TypeError(f"InfoNCE takes no option {sorted(unknown)[0]!r}")
         scalar(temperature)
@@ -150,7 +153,7 @@ class InfoNCE(nn.Module):
         if self.log_temperature is not None:
             with torch.no_grad():  # as CLIP does: beyond its range a step would find no gradient to return by
                 self.log_temperature.clamp_(*self.log_range)
-        loss = info_nce(
+        loss = self.function(
             queries,
             passages,
             self.temperature,
@@ -166,10 +169,8 @@ class InfoNCE(nn.Module):
             shown = {"temperature": float(self.temperature), "learned": self.log_temperature is not None}
         return ", ".join(f"{name}={value!r}" for name, value in (shown | self.options).items())
 
-
-# What a module holds: the keywords that neither a batch brings nor change what is returned.
-_OPTIONS = (
-    inspect.signature(info_nce).parameters.keys()
-    - inspect.signature(InfoNCE.forward).parameters.keys()
-    - {"temperature", "return_stats"}
-)
+    @classmethod
+    def _options(cls) -> set[str]:
+        """What a module holds: the keywords that neither a batch brings nor change what is returned."""
+        brought = inspect.signature(InfoNCE.forward).parameters.keys() | {"temperature", "process_group"}
+        return inspect.signature(cls.function).parameters.keys() - brought - {"return_stats"}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hybridfast.encoder.loading import ModelSettings, setting
+from hybridfast.mining.candidates import Scope
+from hybridfast.mining.mine import MiningSettings
 
 __all__ = ["TrainConfig"]
 
@@ -71,7 +73,29 @@ class TrainConfig(ModelSettings):
     dedup: Literal["group", "text"] = setting(
         "text", "group: rows of one item are no negatives of each other; text: nor those with an equal text."
     )
-    negatives: int = setting(0, "Hard negatives per pair at most; the data has to have some.")
+    negatives: int = setting(
+        0, "Hard negatives per pair at most; the data has to have some, unless they are mined."
+    )
+    mine_steps: int | None = setting(
+        None,
+        "Mine hard negatives anew, with the model as it is, every so many steps; before the first one too, "
+        "where the data has none. The next settings are those of hybridfast.mine.",
+    )
+    mine_scope: Scope = setting(
+        "all", "Where they come from: passages in the query's language (same), in others, or in all."
+    )
+    range_min: int = setting(0, "Skip so many of the best candidates: they may be answers nobody marked.")
+    range_max: int | None = setting(
+        None,
+        "Look at so many of the best candidates. Default: range_min + negatives, with a margin range_min + "
+        "10 * negatives, plus the most passages that a query has.",
+    )
+    absolute_margin: float | None = setting(
+        None, "A mined negative scores at least this much less than the positive."
+    )
+    relative_margin: float | None = setting(
+        None, "A mined negative scores less than the positive by at least this share of the positive's score."
+    )
     in_batch: bool = setting(
         True, "Other pairs' passages are negatives too. False: hard negatives alone, the paper's Eq. 1."
     )
@@ -90,6 +114,10 @@ class TrainConfig(ModelSettings):
         "Gigabytes of activations kept for the backward pass; what is beyond is computed again. Default: "
         "half of what is free.",
     )
+    exchange: Literal["gather", "ring"] = setting(
+        "gather",
+        "How ranks share negatives. gather: each holds all passages; ring: those of two ranks, passed on.",
+    )
     learning_rate: float | None = setting(
         None,
         "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others, 3e-4 for LoRA.",
@@ -104,8 +132,8 @@ class TrainConfig(ModelSettings):
     )
     sparse_embeddings: Literal["auto", "true", "false"] = setting(
         "auto",
-        "Gradients of word embeddings for a batch's tokens alone; rows it does not touch are neither moved "
-        "nor decayed. auto: on a CPU, for static encoders, and tables ten times a batch's tokens.",
+        "Gradients of word embeddings, and AdamW, for a batch's tokens alone; other rows make up for it when "
+        "they are touched. auto: on a CPU, for tables many times a batch's tokens.",
     )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
@@ -229,12 +257,25 @@ class TrainConfig(ModelSettings):
         """``activation_memory`` in bytes."""
         return None if self.activation_memory is None else self.activation_memory * 1e9
 
+    @property
+    def mining(self) -> MiningSettings:
+        """What is mined as a hard negative."""
+        return MiningSettings(
+            num_negatives=self.negatives,
+            scope=self.mine_scope,
+            range_min=self.range_min,
+            range_max=self.range_max,
+            absolute_margin=self.absolute_margin,
+            relative_margin=self.relative_margin,
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, valid, rule in (
             ("alpha", 0 <= self.alpha <= 1, "in [0, 1]"),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("negatives", self.negatives >= 0, ">= 0"),
+            ("mine_steps", self.mine_steps is None or self.mine_steps >= 1, ">= 1"),
             ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
             ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
             ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),
@@ -295,6 +336,12 @@ class TrainConfig(ModelSettings):
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
+        if self.mine_steps:
+            if not self.negatives:
+                raise ValueError(f"mine_steps {self.mine_steps} needs negatives >= 1, got {self.negatives}")
+            if self.languages:  # what is mined comes from all of the data
+                raise ValueError("mine_steps and languages exclude each other; leave the others' rows out")
+            _ = self.mining  # which checks its settings
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
             raise ValueError(f"license must be as the hub names it, such as apache-2.0, got {self.license!r}")
         if self.early_stopping_patience and not self.metric_for_best_model:
@@ -309,7 +356,10 @@ class TrainConfig(ModelSettings):
                 f"resume_from_checkpoint {self.resume_from_checkpoint} is of one run; for several it takes "
                 "auto"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
-            raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+        if self.batch_size < ranks:
+            raise ValueError(
+                f"batch_size must be at least 1 for each of {ranks} ranks, got {self.batch_size} for all"
+            )
         if self.eval_dataset == "auto":  # settled here: the saved settings say what was evaluated
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"

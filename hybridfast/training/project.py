@@ -13,16 +13,17 @@ from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.shards import weights_hash
 from hybridfast.evaluation import readers
-from hybridfast.evaluation.encode import evaluate
+from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
-from hybridfast.evaluation.results import weights_hash
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
 from hybridfast.training.precision import Precision
+from hybridfast.training.ranks import Ranks
 from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
@@ -36,19 +37,21 @@ PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of
 class Project:
     """See the module's text. Making one prints the corpus and refuses what cannot be trained."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         everything = _load_corpus(config)
         print(everything)
         self.corpus, held_out = hold_out(everything, config)
         if len(self.corpus) < len(everything):
             print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
         hard_negatives = _hard_negatives(self.corpus)
-        if config.negatives and not hard_negatives:
+        if config.negatives and not hard_negatives and not config.mine_steps:
             raise ValueError(
                 f"negatives must be 0, got {config.negatives}: the data has no hard negatives, in columns "
                 "negative_1, negative_2, ..., negative or negatives"
             )
+        if config.mine_steps and config.mine_scope == "other" and len(self.corpus.languages) < 2:
+            raise ValueError(f"mine_scope other needs two languages, the data has {self.corpus.languages}")
         self.eval_set: EvalSet | None = None
         if config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
@@ -78,6 +81,9 @@ class Project:
             print(self.adapters)
         if hard_negatives:
             print(_use(hard_negatives, config.negatives))
+        if config.mine_steps:
+            first = "" if hard_negatives else ", and before the first"
+            print(f"Hard negatives are mined every {config.mine_steps:,} steps{first}")
         if gain := Precision(model, config).trial():
             print(gain)
         for _, run in self.runs():  # what cannot be filled is said before any training
@@ -103,10 +109,27 @@ class Project:
         return runs_of(self.config)
 
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
-        """The held-out figures of a model; None without an evaluation set."""
-        if self.eval_set is None:
+        """The held-out figures of a model; None without an evaluation set, and on other ranks than 0.
+
+        All ranks embed, each a part.
+        """
+        eval_set = self.eval_set
+        if eval_set is None:
             return None
-        evaluation = evaluate(model, self.eval_set, batch_size=self.config.eval_batch_size)
+        if self.ranks.alone:
+            evaluation = evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
+        else:
+            embeddings = encode(
+                model,
+                eval_set.queries,
+                eval_set.passages,
+                batch_size=self.config.eval_batch_size,
+                progress=self.ranks.is_first,
+                shared=True,
+            )
+            if not self.ranks.is_first:
+                return None
+            evaluation = rank(model, eval_set, *embeddings)
         if evaluation.ranked is not None:
             evaluation.ranked.hashes["weights"] = weights_hash(model)
         return evaluation
