@@ -316,7 +316,7 @@ def test_models_side_by_side_and_again_from_their_ranks(
         pages = [re.sub(r"<pre>.*?</pre>", "", (of / "report.html").read_text()) for of in (again, both)]
         assert pages[0] == pages[1]
         assert "--compare" in (again / "report.html").read_text()
-        assert "SHA-256 of weights, lexical" in pages[0]
+        assert "Hash of weights, lexical" in pages[0]
     with pytest.raises(SystemExit):
         command.main(["--compare", str(both), "--baseline", "third", "--output_dir", str(tmp_path / "no")])
     assert "baseline must be one of lexical, other, got 'third'" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_that_describes_it(trained: Path) -> None:
     assert {"modules.json", "metrics.json", "language_pairs.png", "train_config.yaml", "results.md"} <= names
     page = (trained / "report.html").read_text()
     assert all(f"<th>{name}</th>" in page or f">{name}</th>" in page for name in ("untrained", "hybrid"))
-    assert "SHA-256 of weights, hybrid" in page
+    assert "Hash of weights, hybrid" in page
     settings = yaml.safe_load((trained / "train_config.yaml").read_text())
     assert settings["max_steps"] == 300
     assert settings["alpha"] == 0.5

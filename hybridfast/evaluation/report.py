@@ -334,8 +334,8 @@ def _about(
     rows.append(("ties", next(iter(systems.values()))[0].ties))
     for name, runs in systems.items():
         for run in runs:
-            rows += [(f"SHA-256 of {what}, {name}", value) for what, value in run.hashes.items()]
-            rows.append((f"SHA-256 of ranks, {name}", run.fingerprint))
+            rows += [(f"Hash of {what}, {name}", value) for what, value in run.hashes.items()]
+            rows.append((f"Hash of ranks, {name}", run.fingerprint))
     body = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>\n" for a, b in rows)
     asked = f"<pre>{escape(command)}</pre>" if command else ""
     table = f'<table class="about"><tbody>{body}</tbody></table>'
