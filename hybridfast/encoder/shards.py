@@ -95,8 +95,11 @@ def _write(
     """All rows, or those that are not whole yet."""
     rows = len(first_N)
     done, width = json.loads(state.read_text()).values() if state.exists() else (0, 0)
+    whole = len(_header(rows, width, dtype)) + done * width * dtype.itemsize
+    if os.fstat(file.fileno()).st_size < whole:  # what is counted was taken away
+        done = 0
     _agree(done, shared)
-    file.truncate(len(_header(rows, width, dtype)) + done * width * dtype.itemsize if done else 0)
+    file.truncate(whole if done else 0)
     with tqdm(total=rows, initial=done, desc=name, unit=" texts", disable=None if progress else True) as bar:
         while done < rows:
             number_B = np.arange(done, min(done + SHARD, rows))

@@ -116,6 +116,12 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(path, np.arange(5), again, name="texts"), rows_of(np.arange(5)))
 
 
+def test_rows_that_were_taken_away_are_made_again(tmp_path: Path) -> None:
+    (tmp_path / "rows.npy.json").write_text('{"rows": 3, "width": 3}')
+    found = stored(tmp_path / "rows.npy", np.arange(5), Embed(), name="texts")
+    np.testing.assert_array_equal(found, rows_of(np.arange(5)))
+
+
 def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"float16 cannot hold an embedding of passages with 7e\+04 in it"):
         stored(
