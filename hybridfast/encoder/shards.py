@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
@@ -38,6 +39,7 @@ def stored(
     name: str,
     dtype: DTypeLike = np.float32,
     progress: bool = True,
+    shared: bool = False,
 ) -> NDArray[Any]:
     """Embed N texts into a .npy file and map it: (N, D), read-only. A file that is there is only mapped.
 
@@ -49,11 +51,18 @@ def stored(
             rows of the others are copies.
         name: of the texts, for the bar and for errors.
         dtype: float32 or float16.
+        shared: every rank of torch.distributed's default group calls this, and all call `embed` together. The
+            first one writes, and all map the file, in a folder that all see.
 
     Raises:
         ValueError: another process is writing the file, or float16 cannot hold an embedding.
     """
-    if not path.exists():
+    shared = shared and dist.is_initialized() and dist.get_world_size() > 1
+    if shared and dist.get_rank():
+        _help(first_N, embed)
+    elif path.exists():
+        _agree(len(first_N), shared)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".json"))
         with open(part, "a+b") as file:
@@ -61,11 +70,15 @@ def stored(
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another process is writing {part}") from None
-            if not path.exists():  # it may have been finished since
-                _write(file, state, first_N, embed, name, np.dtype(dtype), progress)
+            if path.exists():  # it has been finished since
+                _agree(len(first_N), shared)
+            else:
+                _write(file, state, first_N, embed, name, np.dtype(dtype), progress, shared)
                 os.replace(part, path)
         for left in (part, state):
             left.unlink(missing_ok=True)
+    if shared:
+        dist.barrier()
     return np.load(path, mmap_mode="r")
 
 
@@ -77,11 +90,16 @@ def _write(
     name: str,
     dtype: np.dtype[Any],
     progress: bool,
+    shared: bool,
 ) -> None:
     """All rows, or those that are not whole yet."""
     rows = len(first_N)
     done, width = json.loads(state.read_text()).values() if state.exists() else (0, 0)
-    file.truncate(len(_header(rows, width, dtype)) + done * width * dtype.itemsize if done else 0)
+    whole = len(_header(rows, width, dtype)) + done * width * dtype.itemsize
+    if os.fstat(file.fileno()).st_size < whole:  # what is counted was taken away
+        done = 0
+    _agree(done, shared)
+    file.truncate(whole if done else 0)
     with tqdm(total=rows, initial=done, desc=name, unit=" texts", disable=None if progress else True) as bar:
         while done < rows:
             number_B = np.arange(done, min(done + SHARD, rows))
@@ -110,6 +128,23 @@ def _write(
             done += len(number_B)
             write_whole(state, json.dumps({"rows": done, "width": width}).encode())
             bar.update(done - bar.n)
+
+
+def _agree(done: int, shared: bool) -> int:
+    """How many rows the first rank found whole."""
+    told = [done]
+    if shared:
+        dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+def _help(first_N: NDArray[np.int64], embed: Embed) -> None:
+    """What a rank that does not write does meanwhile."""
+    for done in range(_agree(0, True), len(first_N), SHARD):
+        number_B = np.arange(done, min(done + SHARD, len(first_N)))
+        fresh_B = first_N[number_B] == number_B
+        if fresh_B.any():
+            embed(number_B[fresh_B], lambda _: None)
 
 
 def _header(rows: int, width: int, dtype: np.dtype[Any]) -> bytes:

@@ -48,6 +48,7 @@ def embed(
     progress: bool = True,
     folder: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
+    shared: bool = False,
 ) -> tuple[Embeddings, Embeddings]:
     """Both sides, each under the model's own prompt, so that inner products are the model's similarity.
 
@@ -56,6 +57,7 @@ def embed(
             what a killed call left, is not made again. They come as read-only maps, of which the ranking
             reads tiles. None: in memory, as :func:`encode` says.
         dtype: of the files: float32 or float16, which is half as large and rounds to 11 bits.
+        shared: every rank of torch.distributed calls this and embeds a part; all get all.
 
     Raises:
         ValueError: an embedding is not finite or beyond the dtype, another process is writing the same file,
@@ -63,7 +65,8 @@ def embed(
     """
     sides = eval_set.queries, eval_set.passages
     if folder is None:
-        return _comparable(model, eval_set, *encode(model, *sides, batch_size=batch_size, progress=progress))
+        rows = encode(model, *sides, batch_size=batch_size, progress=progress, shared=shared)
+        return _comparable(model, eval_set, *rows)
     about = [shards.weights_hash(model), reading_of(model), model.max_seq_length, dtype]
     unit = similarity(model) == "cosine"
     embeddings = []
@@ -72,9 +75,12 @@ def embed(
         for text in texts:
             digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
         path = Path(folder) / f"{name}-{digest.hexdigest()}.npy"
-        made = partial(_rows_of, model, task, texts, batch_size, unit)
-        rows_ND = shards.stored(path, _firsts(texts), made, name=name, dtype=dtype, progress=progress)
-        embeddings.append(rows_ND)
+        made = partial(_rows_of, model, task, texts, batch_size, unit, shared)
+        embeddings.append(
+            shards.stored(
+                path, _firsts(texts), made, name=name, dtype=dtype, progress=progress, shared=shared
+            )
+        )
     return embeddings[0], embeddings[1]
 
 
@@ -84,11 +90,12 @@ def _rows_of(
     texts: list[str],
     batch_size: int,
     unit: bool,
+    shared: bool,
     number_B: NDArray[np.int64],
     told: Callable[[int], Any],
 ) -> NDArray[np.float32]:
     some = [texts[number] for number in number_B]
-    rows_BD = embedding.encode(model, task, some, batch_size=batch_size, told=told).cpu()
+    rows_BD = embedding.encode(model, task, some, batch_size=batch_size, told=told, shared=shared).cpu()
     _check_finite(task, some, rows_BD)
     return (normalize(rows_BD, dim=-1) if unit else rows_BD).numpy()
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from training import processes
 
 from hybridfast.encoder import shards
 from hybridfast.encoder.shards import stored
@@ -79,31 +80,28 @@ def test_interrupted_anywhere(
     assert [file.name for file in path.parent.iterdir()] == ["rows.npy"]
 
 
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from hybridfast.encoder import shards
-shards.SHARD = 10
-def embed(numbers, told):
-    if numbers[0] >= 30:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return np.repeat(numbers[:, None], 3, axis=1).astype(np.float32)
-shards.stored(Path(sys.argv[1]), np.arange(55), embed, name="texts")
-"""
+def run_until_killed(path: str) -> None:
+    shards.SHARD = 10
+
+    def embed(numbers: NDArray[np.int64], told: Callable[[int], Any]) -> NDArray[np.float32]:
+        if numbers[0] >= 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -rows_of(numbers)
+
+    stored(Path(path), np.arange(55), embed, name="texts")
 
 
-def test_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path)], capture_output=True, env={**os.environ}
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = processes.CONTEXT.Process(target=run_until_killed, args=(str(path),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert json.loads((tmp_path / "rows.npy.json").read_text()) == {"rows": 30, "width": 3}
     embed = Embed()
     found = stored(path, np.arange(55), embed, name="texts")
     assert embed.made == list(range(30, 55))
-    np.testing.assert_array_equal(found[:30], np.repeat(np.arange(30)[:, None], 3, axis=1))
+    np.testing.assert_array_equal(found[:30], -rows_of(np.arange(30)))
     np.testing.assert_array_equal(found[30:], rows_of(np.arange(30, 55)))
 
 
@@ -118,6 +116,12 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(path, np.arange(5), again, name="texts"), rows_of(np.arange(5)))
 
 
+def test_rows_that_were_taken_away_are_made_again(tmp_path: Path) -> None:
+    (tmp_path / "rows.npy.json").write_text('{"rows": 3, "width": 3}')
+    found = stored(tmp_path / "rows.npy", np.arange(5), Embed(), name="texts")
+    np.testing.assert_array_equal(found, rows_of(np.arange(5)))
+
+
 def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"float16 cannot hold an embedding of passages with 7e\+04 in it"):
         stored(
@@ -127,3 +131,43 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
             name="passages",
             dtype="float16",
         )
+
+
+def run_rank(folder: str, rank: int) -> None:
+    """Interrupted, gone on with, and found whole."""
+    dist.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
+    shards.SHARD = 10
+    made: list[int] = []
+    first_N = np.arange(47) % 41
+    for stop in (20, 100, 0):
+
+        def embed(
+            numbers: NDArray[np.int64], told: Callable[[int], Any], stop: int = stop
+        ) -> NDArray[np.float32]:
+            if numbers[0] >= stop:
+                raise KeyboardInterrupt
+            rows = torch.zeros(len(numbers), 1)
+            rows[rank::2, 0] = torch.from_numpy(numbers)[rank::2].float()
+            made.extend(numbers[rank::2].tolist())
+            dist.all_reduce(rows)
+            return rows.numpy()
+
+        try:
+            found = stored(Path(folder) / "rows.npy", first_N, embed, name="texts", shared=True)
+            np.testing.assert_array_equal(found[:, 0], first_N)
+        except KeyboardInterrupt:
+            assert stop == 20
+    (Path(folder) / f"made-{rank}").write_text(json.dumps(made))
+    dist.destroy_process_group()
+
+
+def test_ranks_write_one_file_together(tmp_path: Path) -> None:
+    started = [processes.CONTEXT.Process(target=run_rank, args=(str(tmp_path), rank)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
+    made = [json.loads((tmp_path / f"made-{rank}").read_text()) for rank in range(2)]
+    assert sorted(made[0] + made[1]) == list(range(41))
+    assert [len(numbers) for numbers in made] == [21, 20]
