@@ -175,6 +175,9 @@ def one(arguments: argparse.Namespace) -> None:
         rows = help_rows(arguments.data_dir)
         model = static_model(rows, arguments.vocabulary, arguments.tokenizers)
         pairs = cross_pairs(rows)
+    elif arguments.data == "lohelp":
+        rows, model = help_rows(arguments.data_dir), model_of(arguments.model)
+        pairs = cross_pairs(rows)
     else:
         pairs = sentences(arguments.data_dir)
         rows, model = rows_of(pairs), model_of(arguments.model)
@@ -199,6 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--model", help="a SentenceTransformer folder; default: the packaged all-MiniLM-L6-v2"
     )
+    parser.add_argument("--data", choices=["ntrex", "lohelp"], default="ntrex")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -221,7 +225,9 @@ def main() -> None:
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    return "static" if arguments.static else arguments.model or "MiniLM"
+    if arguments.static:
+        return "static"
+    return f"{Path(arguments.model).name if arguments.model else 'MiniLM'}, {arguments.data}"
 
 
 def compare(arguments: argparse.Namespace, batch_size: int, vocabulary: int, folder: str) -> None:

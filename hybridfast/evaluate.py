@@ -90,6 +90,11 @@ class EvaluateConfig(ModelSettings):
         None, "New folder for the numbers and the picture. Default: the next free runs/MODEL-DATASET-1, ..."
     )
     eval_batch_size: int = setting(256, "Texts encoded at a time.")
+    embeddings_dir: str | None = setting(
+        None,
+        "Keep embeddings here, on disk: what is there is not made again, and memory does not grow with them.",
+    )
+    embeddings_dtype: Literal["float32", "float16"] = setting("float32", "Of embeddings in embeddings_dir.")
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):  # one of several
@@ -107,6 +112,8 @@ class EvaluateConfig(ModelSettings):
             raise ValueError("qrels hold no texts to encode: they need run; for a model give a dataset")
         if self.run is not None and (self.index != "exact" or self.write_run):
             raise ValueError("index and write_run need a model; a run is written already")
+        if self.embeddings_dir is None and self.embeddings_dtype != "float32":
+            raise ValueError(f"embeddings_dtype {self.embeddings_dtype} needs embeddings_dir")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -211,7 +218,13 @@ def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
 
 def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     """Of all passages, or of those that an index finds; with the best of them if they are to be written."""
-    queries, passages = embed(config.load(), eval_set, batch_size=config.eval_batch_size)
+    queries, passages = embed(
+        config.load(),
+        eval_set,
+        batch_size=config.eval_batch_size,
+        folder=config.embeddings_dir,
+        dtype=config.embeddings_dtype,
+    )
     details: dict[str, Any] = {"notes": eval_set.notes}
     run = None
     if config.write_run or config.index != "exact":

@@ -12,11 +12,12 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,9 +33,18 @@ from hybridfast.training.interrupts import Interrupted
 from hybridfast.training.log import check_trackers
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.project import Project, batch_type, runs_of
+from hybridfast.training.ranks import Ranks
 from hybridfast.training.record import Record, check_same, identity, is_fresh
 from hybridfast.training.rehearsal import rehearse
-from hybridfast.training.saving import check_hub, push, save_card, save_model, save_results, settings
+from hybridfast.training.saving import (
+    check_hub,
+    finished,
+    push,
+    save_card,
+    save_model,
+    save_results,
+    settings,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,15 +56,24 @@ def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
     argv = sys.argv[1:] if argv is None else argv
     config = cli.parse(TrainConfig, "python -m hybridfast.train", __doc__ or "", argv)
+    with cli.usage_errors():
+        ranks = Ranks.join(config.device)
+    with ranks, _one_voice(ranks):
+        _run(config, argv, ranks)
+
+
+def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
+    """All that the command does, on every rank. What is written, and said, is rank 0's."""
     runs = {_title(config, name, run): (name, run) for name, run in runs_of(config)}
     with cli.usage_errors():
         check_trackers(config.report_to or [])
         check_hub(config)
-        output_dir, record = _place(config)
+        output_dir, record = ranks.by_first(lambda: _place(config))
         if record and set(runs) <= set(record.complete):
             print(f"{output_dir} is complete: nothing is left to do")
             return
-        project = Project(config)
+        with ranks.one_first():
+            project = Project(config, ranks)
         if config.dry_run:
             try:
                 print(rehearse(project))
@@ -69,8 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     lasting = config.save_steps is not None or config.resume_from_checkpoint is not None
     systems: dict[str, list[Ranked]] = {}
     stopped: str | None = None
-    with (cli.lasting_folder if lasting else cli.output_folder)(output_dir) as output:
-        if lasting:
+    with ExitStack() as stack:
+        opened = cli.lasting_folder if lasting else cli.output_folder
+        output = ranks.by_first(lambda: stack.enter_context(opened(output_dir)))
+        if lasting and ranks.is_first:
             record.write(output.folder)
         if config.eval_before:
             _add(config, systems, "untrained", _untrained(project, output.folder), output.folder)
@@ -79,13 +100,15 @@ def main(argv: list[str] | None = None) -> None:
             if len(runs) > 1:
                 folder, there = folder / title, there / title
             if title in record.complete:
-                _add(config, systems, name, _ranks(folder), output.folder)
+                if ranks.is_first:
+                    _add(config, systems, name, _ranks(folder), output.folder)
                 continue
-            with _no_half_run(folder, lasting):
-                state = given if given or not lasting else _newest(folder)
+            with _no_half_run(folder, lasting, ranks):
+                state = given if given or not lasting else _newest(folder, ranks)
                 model = project.new_model(run.seed)
                 if state:
-                    _bring_the_best(state, config, folder)
+                    if ranks.is_first:
+                        _bring_the_best(state, config, folder)
                     print(f"{title}: goes on after step {state['log']['step']:,}")
                 try:
                     training = train(
@@ -96,8 +119,11 @@ def main(argv: list[str] | None = None) -> None:
                         folder=folder,
                         validation=project.validation,
                         resume=state,
+                        ranks=ranks,
                     )
                 except LossNotFinite as error:
+                    if not ranks.is_first:
+                        raise SystemExit(2) from None  # rank 0 says it
                     if error.step == 1:  # nothing was trained, in this run
                         cli.fail(f"{title}: {error}")
                     save_model(folder, model, run)
@@ -108,8 +134,12 @@ def main(argv: list[str] | None = None) -> None:
                         cli.fail(f"{title}: {error}, and it could not be saved; see the warning")
                     stopped = f"{title}: {error}"
                     output.keep = True
-                    record.write(output.folder)
+                    if ranks.is_first:
+                        record.write(output.folder)
                     break
+                if not ranks.is_first:
+                    project.evaluate(finished(model, run))  # its part
+                    continue
                 try:
                     save_model(folder, model, run)
                 except Exception as error:  # what a full disk is to three libraries
@@ -145,14 +175,25 @@ def main(argv: list[str] | None = None) -> None:
                 record.write(output.folder)
             if config.save_steps is None:
                 Checkpoints(folder).remove_all()
-        if not stopped:
+        if not stopped and ranks.is_first:
             record.write(output.folder)
+    ranks.wait()
     if stopped:
-        _leave(stopped, argv, config, output.path)
-    if project.eval_set is not None:
+        _leave(stopped, argv, config, output.path, ranks.world)
+    if project.eval_set is not None and ranks.is_first:
         print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
         print(_table(config, systems).table())
     _closing_words(config, output.path, several=len(runs) > 1)
+
+
+@contextmanager
+def _one_voice(ranks: Ranks) -> Iterator[None]:
+    """What other ranks than 0 print is not shown; their errors are."""
+    if ranks.is_first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _title(config: TrainConfig, name: str, run: TrainConfig) -> str:
@@ -190,29 +231,39 @@ def _bring_the_best(state: State, config: TrainConfig, folder: Path) -> None:
         checkpoint.write(folder / best.name, checkpoint.read(best))
 
 
-def _newest(folder: Path) -> State | None:
-    """Where a run that has begun in this folder goes on."""
-    if not folder.is_dir():
-        return None
-    checkpoints = Checkpoints(folder)
-    checkpoints.clean()
-    return checkpoints.newest()
+def _newest(folder: Path, ranks: Ranks) -> State | None:
+    """Where a run that has begun in this folder goes on; rank 0 finds it, and all read it."""
+
+    def found() -> State | None:
+        if not folder.is_dir():
+            return None
+        checkpoints = Checkpoints(folder)
+        checkpoints.clean()
+        return checkpoints.newest()
+
+    state = found() if ranks.is_first else None
+    step = ranks.by_first(lambda: state and state["log"]["step"])
+    if step is None or state is not None:
+        return state
+    with cli.usage_errors():
+        return checkpoint.read(folder / f"checkpoint-{step}")
 
 
 @contextmanager
-def _no_half_run(folder: Path, lasting: bool) -> Iterator[None]:
+def _no_half_run(folder: Path, lasting: bool, ranks: Ranks) -> Iterator[None]:
     """A run that ends without model or checkpoint leaves no folder, unless it may be gone on with."""
     try:
         yield
     except BaseException:
-        if not lasting and not (folder / "modules.json").exists():
+        if ranks.is_first and not lasting and not (folder / "modules.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _leave(stopped: str, argv: list[str], config: TrainConfig, output_dir: Path) -> NoReturn:
+def _leave(stopped: str, argv: list[str], config: TrainConfig, output_dir: Path, world: int) -> NoReturn:
     """Say how to go on, and end well."""
-    words = ["python", "-m", "hybridfast.train", *argv]
+    start = ["python"] if world == 1 else ["torchrun", "..."]
+    words = [*start, "-m", "hybridfast.train", *argv]
     if config.output_dir != str(output_dir):
         words += ["--output_dir", str(output_dir)]
     if config.resume_from_checkpoint != "auto":
@@ -223,7 +274,7 @@ def _leave(stopped: str, argv: list[str], config: TrainConfig, output_dir: Path)
 
 def _untrained(project: Project, folder: Path) -> Ranked | None:
     """The ranks of the untrained model, found in the output folder or left there."""
-    if (found := _ranks(folder / "untrained")) is not None:
+    if (found := project.ranks.by_first(lambda: _ranks(folder / "untrained"))) is not None:
         return found
     with cli.usage_errors():
         evaluation = project.evaluate(project.new_model(project.config.seed))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hybridfast import evaluate as command
-from hybridfast.encoder import loading
-from hybridfast.evaluation.encode import evaluate
+from hybridfast.encoder import embedding, loading
+from hybridfast.evaluation.encode import embed, evaluate
 from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.metrics import evaluate_embeddings
 
 # "fox" in two languages that share no word, and a distractor in each.
 EVAL_SET = EvalSet(
@@ -81,9 +84,44 @@ def test_the_command_prints_and_writes(
     assert sorted(path.name for path in output.iterdir()) == WRITTEN
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_are_kept(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """And found again by all that they depend on; equal texts are embedded once."""
+    texts: list[list[str]] = []
+    made = embedding.encode
+    monkeypatch.setattr(embedding, "encode", lambda *a, **o: texts.append(a[2]) or made(*a, **o))
+    foxes = replace(EVAL_SET, queries=["red fox", "red fox"])
+    model = loading.load(str(model_folder))
+    options: dict[str, Any] = {"folder": tmp_path / "kept", "dtype": dtype, "progress": False}
+    in_memory = embed(model, foxes, progress=False)
+    for _ in range(2):
+        on_disk = embed(model, foxes, **options)
+        assert texts == 2 * [["red fox"], foxes.passages]
+        for kept, wanted in zip(on_disk, in_memory, strict=True):
+            assert isinstance(kept, np.memmap)
+            np.testing.assert_array_equal(kept, wanted.numpy().astype(dtype))  # type: ignore[union-attr]
+    assert evaluate_embeddings(foxes, *on_disk).mono("mAP") == evaluate_embeddings(foxes, *in_memory).mono(
+        "mAP"
+    )
+    for change, new in (
+        (lambda: foxes.queries.append("blue fox"), 1),
+        (lambda: setattr(model, "max_seq_length", 3), 2),
+        (lambda: model.prompts.update(query="find "), 1),
+        (lambda: model[0].embedding.weight.data.mul_(2), 2),  # type: ignore[union-attr, operator]
+        (lambda: model.prompts.update(document=""), 0),
+    ):
+        there = set((tmp_path / "kept").iterdir())
+        change()
+        embed(model, foxes, **options)
+        assert len(set((tmp_path / "kept").iterdir()) - there) == new
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--embeddings_dtype", "float16"], "embeddings_dtype float16 needs embeddings_dir"),
         (["--dataset", "xquad"], "miracl, beir or an existing file or folder, got 'xquad'"),
         (["--dataset", "beir"], "dataset beir needs data_dir"),
         (["--dataset", "miracl"], "dataset miracl without data_dir needs languages"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hybridfast import mine
 from hybridfast import train as train_command
@@ -30,7 +31,8 @@ ROWS = [
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """Of a lexical model and the rows."""
-    model = loading.build_static(loading.train_tokenizer([row["passage"] for row in ROWS], 100), 64)
+    torch.manual_seed(0)
+    model = loading.build_static(loading.train_tokenizer([row["passage"] for row in ROWS], 100), 1024)
     model.save(str(tmp_path / "model"))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--device", "cpu"]

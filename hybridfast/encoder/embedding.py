@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from hybridfast.data import tokens
 from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
 from hybridfast.encoder.forward import Forward
+from hybridfast.encoder.gathering import dealt, gathered, own
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
 from hybridfast.encoder.texts import Texts, cut_into_chunks, default_places
 
@@ -35,6 +35,7 @@ __all__ = [
     "embed_static",
     "encode",
     "joined_texts",
+    "reading_of",
     "sides",
     "taken",
     "tokenize",
@@ -75,11 +76,18 @@ def joined_texts(parts: Sequence[Features]) -> Features:
 
 
 def encode(
-    model: SentenceTransformer, task: Task, texts: Sequence[str], *, batch_size: int, progress: bool = False
+    model: SentenceTransformer,
+    task: Task,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    told: Callable[[int], Any] = lambda texts: None,
+    shared: bool = False,
 ) -> Tensor:
     """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is.
 
-    A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most.
+    A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most;
+    with `shared`, as :func:`encode_ids` says. `told` hears of how many texts each chunk had.
     """
     if not texts:
         raise ValueError("texts must hold at least one text")
@@ -88,10 +96,9 @@ def encode(
         side = Side(model, task, [texts[0], max(texts, key=len)])
         side.check()
     except ValueError:
-        return _encode_preprocessed(model, task, texts, batch_size, progress)
+        return _encode_preprocessed(model, task, texts, batch_size, told)
     ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
-    with _bar(texts, task, progress) as bar:
-        return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=bar.update)
+    return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=told, shared=shared)
 
 
 def encode_ids(
@@ -102,12 +109,15 @@ def encode_ids(
     places: int | None = None,
     batch_size: int | None = None,
     told: Callable[[int], Any] = lambda texts: None,
+    shared: bool = False,
 ) -> Tensor:
     """Embed texts given as ids, in the trainer's chunks: (texts, D) float32, where the model is.
 
     Args:
         places: of a chunk, at most; default as in training. Nor has it more than `batch_size` texts.
         told: hears of how many texts each chunk had.
+        shared: every rank of torch.distributed's default group calls this and embeds a part of the chunks;
+            all get all embeddings, to the bit those of one process.
     """
     device, starts_B = side.model.device, lengths_B.cumsum(0) - lengths_B
     if side.flat:  # tokens are all there is to a static encoder's texts: any cut will do
@@ -115,12 +125,16 @@ def encode_ids(
     else:
         places = places or default_places(device)
         chunks = cut_into_chunks(lengths_B, places, packed=side.packed, on_cpu=device.type == "cpu")
+    chunks = [part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))]
+    shares = dealt(chunks, shared)
     parts: list[Tensor] = []
     with torch.inference_mode():
-        for rows in (part for chunk in chunks for part in chunk.split(batch_size or len(lengths_B))):
+        for rows in own(shares) or chunks[:1]:  # without a chunk of its own, a rank learns how wide they are
             parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
             told(len(rows))
-        return torch.cat(parts)[torch.argsort(torch.cat(chunks)).to(device)]
+        embeddings = gathered(torch.cat(parts), [sum(map(len, share)) for share in shares])
+        order = torch.cat([rows for share in shares for rows in share])
+        return embeddings[torch.argsort(order).to(device)]
 
 
 def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
@@ -131,7 +145,11 @@ def taken(ids_T: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def _encode_preprocessed(
-    model: SentenceTransformer, task: Task, texts: Sequence[str], batch_size: int, progress: bool
+    model: SentenceTransformer,
+    task: Task,
+    texts: Sequence[str],
+    batch_size: int,
+    told: Callable[[int], Any],
 ) -> Tensor:
     """The same for a model that reads anything else than token ids."""
     from sentence_transformers.util import batch_to_device
@@ -139,16 +157,12 @@ def _encode_preprocessed(
     prompt = prompt_of(model, task)
     order = np.argsort([-len(text) for text in texts], kind="stable")  # texts of like length: less padding
     parts: list[Tensor] = []
-    with torch.inference_mode(), _bar(texts, task, progress) as bar:
+    with torch.inference_mode():
         for rows in np.split(order, range(batch_size, len(texts), batch_size)):
             features = model.preprocess([texts[row] for row in rows], prompt=prompt, task=task)
             parts.append(embed(model, task, batch_to_device(features, model.device)).float())
-            bar.update(len(rows))
+            told(len(rows))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(model.device)]
-
-
-def _bar(texts: Sequence[str], task: Task, progress: bool) -> tqdm[Any]:
-    return tqdm(total=len(texts), desc=task, unit=" texts", disable=None if progress else True)
 
 
 # --- token ids ---------------------------------------------------------------------------------------------
@@ -173,10 +187,10 @@ class Side:
         model: SentenceTransformer,
         task: Task,
         samples: Sequence[str],
-        reading: dict[str, Any] | None = None,  # what both sides share; see `_reading`
+        reading: dict[str, Any] | None = None,  # what both sides share; see `reading_of`
     ) -> None:
         self.model, self.task = model, task
-        self.reading = _reading(model) if reading is None else reading
+        self.reading = reading_of(model) if reading is None else reading
         self.prompt = prompt_of(model, task)
         self.samples = [*samples, "a"]  # and a short one, so that there is padding to see
         try:
@@ -454,11 +468,11 @@ def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side,
 
 
 def _both(model: SentenceTransformer, samples: Sequence[Sequence[str]]) -> list[Side]:
-    reading = _reading(model)
+    reading = reading_of(model)
     return [Side(model, task, texts, reading) for task, texts in zip(TASKS, samples, strict=True)]
 
 
-def _reading(model: SentenceTransformer) -> dict[str, Any]:
+def reading_of(model: SentenceTransformer) -> dict[str, Any]:
     """How the model's modules and tokenizers are set, for JSON."""
     parts: list[Any] = [module for module in model.modules() if module is not model]
     modules = [

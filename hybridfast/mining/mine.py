@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.shards import weights_hash, write_whole
 from hybridfast.mining.candidates import Candidates, Part, Scope
 from hybridfast.mining.topk import Excluded, FaissIndex, Found, check, load_faiss, search
-from hybridfast.mining.vectors import embed_texts, weights_hash, write_whole
+from hybridfast.mining.vectors import embed_texts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -150,7 +151,7 @@ def _embeddings(
                 query,
                 candidates.tokens,
                 candidates.query_texts,
-                folder / "queries.float32",
+                folder / "queries.npy",
                 unit=unit,
                 tokens_per_chunk=tokens_per_chunk,
             ),
@@ -158,7 +159,7 @@ def _embeddings(
                 document,
                 candidates.tokens,
                 candidates.passage_texts,
-                folder / "passages.float32",
+                folder / "passages.npy",
                 unit=unit,
                 tokens_per_chunk=tokens_per_chunk,
             ),

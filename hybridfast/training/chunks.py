@@ -28,7 +28,7 @@ from hybridfast.encoder.texts import cut_into_chunks, default_places
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Chunks"]
+__all__ = ["Chunks", "lengths_of", "with_places"]
 
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
 
@@ -42,6 +42,7 @@ class Chunks:
         activation_memory: bytes that chunks may keep for the backward pass, the one at work not counted.
             None: half of what is free when the first chunk has been seen.
         seed: of the masks of dropout.
+        processes: that share a CPU's memory.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Chunks:
         tokens_per_chunk: int | None = None,
         activation_memory: float | None = None,
         seed: int = 0,
+        processes: int = 1,
     ) -> None:
         keep_checkpointing(model)
         self.model, self.sides, self.seed = model, sides, seed
         self.together = sides[0].together  # both sides' texts in the same chunks
         self.places = tokens_per_chunk or default_places(model.device)
-        self.budget = activation_memory
+        self.budget, self.processes = activation_memory, processes
         self.bytes_per_place = 0.0  # of activations, in the chunk of the longest text that began a batch
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
@@ -68,7 +70,8 @@ class Chunks:
         """The embeddings of a batch's queries (B, D), and of its passages and then hard negatives (B + M, D).
 
         Args:
-            batch: its texts as flat ids.
+            batch: its texts as flat ids; with a rank's share of a batch (`Ranks.share`), ``places`` (texts,)
+                too, where each text's first token is in the whole batch, for the same masks.
             step: of the run; dropout's masks differ from step to step.
 
         Raises:
@@ -89,39 +92,40 @@ class Chunks:
         """The tokens of a batch's texts, and the places of its chunks."""
         tokens = places = 0
         for side, texts, _ in self._parts(batch):
-            lengths_B = _lengths(texts)
+            lengths_B = lengths_of(texts)
             tokens += int(lengths_B.sum())
             for rows in self._cut(lengths_B, side):
                 places += _places(side, lengths_B[rows])
         return tokens, places
 
-    def _parts(self, batch: Batch) -> list[tuple[Side, Features, int]]:
-        """A side, its texts, and the place of the first in the batch: one part, or passages and then queries.
+    def _parts(self, batch: Batch) -> list[tuple[Side, Features, Tensor]]:
+        """A side, its texts, and their places in the batch: one part, or passages and then queries.
 
         Passages first: the longer texts, which are measured, and which fail where one does not fit.
         """
         query, document = self.sides
         assert batch.queries is not None  # there are in a batch of flat ids
-        passages = [
-            ids for ids in (batch.passages, batch.negatives) if ids is not None and len(ids["offsets"])
-        ]
+        texts = [ids for ids in with_places(batch) if ids and len(ids["offsets"])]
+        places = [ids["places"] for ids in texts]
         if self.together:
-            return [(document, embedding.joined_texts([batch.queries, *passages]), 0)]
-        place = len(batch.queries["input_ids"])
-        return [(document, embedding.joined_texts(passages), place), (query, batch.queries, 0)]
+            return [(document, embedding.joined_texts(texts), torch.cat(places))]
+        return [
+            (document, embedding.joined_texts(texts[1:]), torch.cat(places[1:])),
+            (query, batch.queries, places[0]),
+        ]
 
     def _cut(self, lengths_B: Tensor, side: Side) -> list[Tensor]:
         on_cpu = self.model.device.type == "cpu"
         return cut_into_chunks(lengths_B, self.places, packed=side.packed, on_cpu=on_cpu)
 
-    def _by_chunks(self, side: Side, texts: Features, place: int, step: int) -> Tensor:
+    def _by_chunks(self, side: Side, texts: Features, places_B: Tensor, step: int) -> Tensor:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
-        lengths_B = _lengths(texts)
+        lengths_B = lengths_of(texts)
         chunks = self._cut(lengths_B, side)
         embeddings = []
         for rows in chunks:
             taken_T = embedding.taken(ids_T, starts_B[rows], lengths_B[rows])
-            embeddings.append(self._embed_chunk(side, taken_T, lengths_B[rows], starts_B[rows] + place, step))
+            embeddings.append(self._embed_chunk(side, taken_T, lengths_B[rows], places_B[rows], step))
         back_B = torch.argsort(torch.cat(chunks))
         return torch.cat(embeddings)[back_B.to(self.model.device)]
 
@@ -168,7 +172,7 @@ class Chunks:
             free = (
                 torch.cuda.mem_get_info(device)[0]
                 if device.type == "cuda"
-                else psutil.virtual_memory().available
+                else psutil.virtual_memory().available / self.processes
             )
             self.budget = FREE_SHARE * free
         return self.budget
@@ -186,7 +190,17 @@ class Chunks:
             self._warned = True
 
 
-def _lengths(texts: Features) -> Tensor:
+def with_places(batch: Batch) -> list[Features | None]:
+    """A batch's queries, passages and negatives, each text with its place in the whole batch."""
+    sides, place = [], 0
+    for ids in (batch.queries, batch.passages, batch.negatives):
+        sides.append(None if ids is None else {"places": ids["offsets"] + place} | ids)
+        place += 0 if ids is None else len(ids["input_ids"])
+    return sides
+
+
+def lengths_of(texts: Features) -> Tensor:
+    """Tokens of each text."""
     starts_B = texts["offsets"]
     return torch.diff(starts_B, append=starts_B.new_tensor([len(texts["input_ids"])]))
 

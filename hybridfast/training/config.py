@@ -114,6 +114,10 @@ class TrainConfig(ModelSettings):
         "Gigabytes of activations kept for the backward pass; what is beyond is computed again. Default: "
         "half of what is free.",
     )
+    exchange: Literal["gather", "ring"] = setting(
+        "gather",
+        "How ranks share negatives. gather: each holds all passages; ring: those of two ranks, passed on.",
+    )
     learning_rate: float | None = setting(
         None,
         "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others, 3e-4 for LoRA.",
@@ -128,8 +132,8 @@ class TrainConfig(ModelSettings):
     )
     sparse_embeddings: Literal["auto", "true", "false"] = setting(
         "auto",
-        "Gradients of word embeddings for a batch's tokens alone; rows it does not touch are neither moved "
-        "nor decayed. auto: on a CPU, for static encoders, and tables ten times a batch's tokens.",
+        "Gradients of word embeddings, and AdamW, for a batch's tokens alone; other rows make up for it when "
+        "they are touched. auto: on a CPU, for tables many times a batch's tokens.",
     )
     layer_lr_decay: float = setting(
         1.0, "Each layer's rate times this is that of the one below; the last has learning_rate."
@@ -352,7 +356,10 @@ class TrainConfig(ModelSettings):
                 f"resume_from_checkpoint {self.resume_from_checkpoint} is of one run; for several it takes "
                 "auto"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
-            raise ValueError(f"training runs in one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+        if self.batch_size < ranks:
+            raise ValueError(
+                f"batch_size must be at least 1 for each of {ranks} ranks, got {self.batch_size} for all"
+            )
         if self.eval_dataset == "auto":  # settled here: the saved settings say what was evaluated
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"

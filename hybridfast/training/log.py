@@ -75,6 +75,7 @@ class Log:
         constants: figures that every line has; the learning rate is one, until the next step.
         trackers: see ``report_to``.
         name: shown beside the bar, and the trackers' name for the run.
+        bar: whether it is shown.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Log:
         trackers: list[str],
         settings: dict[str, Any],
         name: str,
+        bar: bool = True,
     ) -> None:
         self.path = None if folder is None else folder / "log.jsonl"
         self.device, self.every, self.max_steps, self.epoch = device, every, max_steps, epoch
@@ -101,6 +103,7 @@ class Log:
         self.step = 0
         self.bytes = 0  # of log.jsonl
         self.trackers: list[Tracker] = []
+        self.options: dict[str, Any] = {} if bar else {"disable": True}
 
     def __enter__(self) -> Log:
         if self.path is not None:
@@ -113,7 +116,9 @@ class Log:
                 for tracker in self.tracker_names
                 if tracker != "none"
             ]
-        self.bar = tqdm(total=self.max_steps, initial=self.step, desc=self.name, unit=" steps")
+        self.bar = tqdm(
+            total=self.max_steps, initial=self.step, desc=self.name, unit=" steps", **self.options
+        )
         self.clock.read()  # what came before the first step was none of it
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice, repeat
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.infonce import distributed
 from hybridfast.infonce.loss import info_nce
 from hybridfast.training import checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
@@ -26,7 +28,9 @@ from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
 from hybridfast.training.precision import Precision
+from hybridfast.training.ranks import Ranks
 from hybridfast.training.record import check_same, identity
+from hybridfast.training.reduction import Reduction
 from hybridfast.training.refresh import Batches
 from hybridfast.training.sparse import SparseTables, clip_gradients
 from hybridfast.training.validation import Best, Validation
@@ -54,6 +58,7 @@ def train(
     folder: Path | None = None,
     validation: Validation | None = None,
     resume: State | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train a model in place with the batches, the loss and the optimizer of ``config``.
 
@@ -66,6 +71,8 @@ def train(
             model that is left is the best one by it.
         resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it. It
             is emptied: its memory is wanted.
+        ranks: those that train together: each calls this, with the same arguments, and is left with the
+            same model; rank 0 alone writes. Default: this process is alone.
 
     Returns:
         steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
@@ -80,14 +87,16 @@ def train(
     """
     from transformers import get_scheduler
 
-    device = model.device
+    device, ranks = model.device, ranks or Ranks()
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
-    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed)
+    chunks = Chunks(
+        model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
+    )
     parameters = trainable(model)
     make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
-    sampler = Batches(make, model, tokens, config, folder)
+    sampler = Batches(make, model, tokens, config, folder, ranks)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
@@ -101,10 +110,14 @@ def train(
     dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
 
     def loss_of(
-        queries_QD: Tensor, passages_ND: Tensor, query_groups: Tensor, passage_groups: Tensor
+        queries_QD: Tensor,
+        passages_ND: Tensor,
+        query_groups: Tensor,
+        passage_groups: Tensor,
+        loss: Callable[..., Tensor] | None = None,
     ) -> Tensor:
-        total = sum(
-            info_nce(
+        losses = [
+            (loss or info_nce)(
                 queries_QD if dim is None else queries_QD[:, :dim],
                 passages_ND if dim is None else passages_ND[:, :dim],
                 temperature,
@@ -115,13 +128,15 @@ def train(
                 normalize=cosine,
             )
             for dim in dims
-        )
-        return total / len(dims)
+        ]
+        return torch.stack(losses).mean()
 
+    # Of all ranks, whose mean it is, where there are several.
+    across = None if ranks.alone else partial(distributed.info_nce, exchange=config.exchange)
     average = Average(parameters, config.ema_decay)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
-        folder,
+        folder if ranks.is_first else None,
         device,
         every=config.logging_steps,
         max_steps=max_steps,
@@ -130,6 +145,7 @@ def train(
         trackers=config.report_to or [],
         settings=asdict(config),
         name=name,
+        bar=ranks.is_first,
     )
     sampler.after_mining = partial(log.clock.lap, "mining")
     # All that a step changes. Random numbers are not among it: each step draws from a seed of its own.
@@ -148,29 +164,34 @@ def train(
         check_same(resume["run"], this, "the checkpoint")
         for part, holder in stateful.items():
             holder.load_state_dict(resume.pop(part))
+    ranks.agree({"step": log.step, "batches": sampler.fingerprint})
+    ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
+    reduction = Reduction(parameters, tables.weights, ranks)
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
-    with precision, tables, sampler, checkpoints, Interrupts(heard=folder is not None) as interrupts, log:
+    interrupts = Interrupts(heard=folder is not None)
+    with precision, tables, reduction, sampler, checkpoints, interrupts, log:
         batches = chain.from_iterable(repeat(sampler))  # each time, the rest of the epoch
         left = 0 if best.stops else max_steps - log.step
         for step, batch in enumerate(islice(batches, left), start=log.step + 1):
             log.clock.lap("data")
-            torch.manual_seed(_seed_of(config.seed, step))
+            torch.manual_seed((_seed_of(config.seed, step) + ranks.rank) % 2**64)
+            own = ranks.share(batch)
             # Around the loss too, whose products take autocast's dtype.
             with precision.autocast():
-                queries_QD, passages_ND = chunks.embed(batch, step)
+                queries_QD, passages_ND = chunks.embed(own, step)
                 log.clock.lap("encoder")
-                query_groups, passage_groups = _groups(batch, device)
-                loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups)
-            told = _Told(loss)
+                query_groups, passage_groups = _groups(own, device)
+                loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups, across)
+            told = ranks.tell(loss, chunks.encoded, interrupts.asked)
             log.clock.lap("loss")
-            precision.backward(loss, optimizer)
+            precision.backward(loss, optimizer, reduction.finish)
             log.clock.lap("backward")
             norm = None
             if config.max_grad_norm:
                 norm = clip_gradients(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
-            value = told.value()
+            value, places, stopping = told.values()
             if not math.isfinite(value):
                 raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
             rate = max(scheduler.get_last_lr())
@@ -178,30 +199,39 @@ def train(
                 average.add()
                 scheduler.step()
             optimizer.zero_grad()
-            log.add(batch, value, norm, rate, chunks.encoded)
+            log.add(batch, value, norm, rate, places)
             log.clock.lap("optimizer")
             is_best = False
             if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
+                optimizer.catch_up()
                 with average.in_place(), precision.autocast():
-                    validated = validation.of(model, chunks, loss_of if config.in_batch else None)
+                    validated = validation.of(model, chunks, loss_of if config.in_batch else None, ranks)
                 is_best = best.add(validated, step)
                 log.write({f"validation/{name}": value for name, value in validated.items()})
                 log.clock.lap("evaluation")
             is_last = step == max_steps or best.stops
             log.line(is_last)
             saves = config.save_steps and (step % config.save_steps == 0 or is_last)
-            if saves or is_best or interrupts.asked:
+            # Several ranks stop at the step before which one was asked, since all have to.
+            stopping = stopping or (ranks.alone and interrupts.asked)
+            if ranks.is_first and (saves or is_best or stopping):
                 state = {part: holder.state_dict() for part, holder in stateful.items()}
                 checkpoints.save(step, {"run": this, **state})
                 log.clock.lap("saving")
             checkpoints.look()
-            if interrupts.asked:
-                raise Interrupted(step, max_steps, saved=checkpoints.wait())
+            if stopping:
+                raise Interrupted(step, max_steps, saved=ranks.by_first(checkpoints.wait))
             if best.stops:
-                tqdm.write(f"{name}: stops after step {step:,}; {best.metric} was best after {best.step:,}")
+                if ranks.is_first:
+                    tqdm.write(
+                        f"{name}: stops after step {step:,}; {best.metric} was best after {best.step:,}"
+                    )
                 break
+    optimizer.catch_up()
     if folder and best.step not in (None, log.step):
-        _restore(folder / f"checkpoint-{best.step}", stateful)
+        if ranks.is_first:
+            _restore(folder / f"checkpoint-{best.step}", stateful)
+        ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
     average.take_over()
     model.eval()
     return log.summary() | best.summary() | ({"skipped_steps": precision.skipped} if config.fp16 else {})
@@ -258,22 +288,6 @@ def _groups(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     groups = [batch.mask_groups, batch.negative_mask_groups]
     passage_groups = torch.cat([part for part in groups if part is not None])
     return batch.mask_groups.to(device, non_blocking=True), passage_groups.to(device, non_blocking=True)
-
-
-class _Told:
-    """A number on its way from the device: reading it waits for no work that was queued after it."""
-
-    def __init__(self, number: Tensor) -> None:
-        self.number, self.arrived = number.detach(), None
-        if number.device.type == "cuda":
-            self.number = self.number.to("cpu", non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-
-    def value(self) -> float:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.number.item()
 
 
 def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:

@@ -79,9 +79,16 @@ class Precision:
         """A block whose products are in the half precision, if there is one."""
         return torch.autocast(self.device, self.dtype, enabled=self.dtype is not None)
 
-    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """The loss's gradients, as large as without a scale; infinite ones where it overflowed."""
+    def backward(
+        self, loss: Tensor, optimizer: torch.optim.Optimizer, reduce: Callable[[], None] = lambda: None
+    ) -> None:
+        """The loss's gradients, as large as without a scale; infinite ones where it overflowed.
+
+        Args:
+            reduce: what brings ranks' gradients together, scaled as they are: all see the same overflow.
+        """
         self.scaler.scale(loss).backward()
+        reduce()
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
 

@@ -14,7 +14,7 @@ from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.evaluation import readers
-from hybridfast.evaluation.encode import evaluate
+from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training.config import TrainConfig
@@ -22,6 +22,7 @@ from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
 from hybridfast.training.precision import Precision
+from hybridfast.training.ranks import Ranks
 from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of
 class Project:
     """See the module's text. Making one prints the corpus and refuses what cannot be trained."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         everything = _load_corpus(config)
         print(everything)
         self.corpus, held_out = hold_out(everything, config)
@@ -107,10 +108,24 @@ class Project:
         return runs_of(self.config)
 
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
-        """The held-out figures of a model; None without an evaluation set."""
-        if self.eval_set is None:
+        """The held-out figures of a model; None without an evaluation set, and on other ranks than 0.
+
+        All ranks embed, each a part.
+        """
+        eval_set = self.eval_set
+        if eval_set is None:
             return None
-        return evaluate(model, self.eval_set, batch_size=self.config.eval_batch_size)
+        if self.ranks.alone:
+            return evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
+        embeddings = encode(
+            model,
+            eval_set.queries,
+            eval_set.passages,
+            batch_size=self.config.eval_batch_size,
+            progress=self.ranks.is_first,
+            shared=True,
+        )
+        return rank(model, eval_set, *embeddings) if self.ranks.is_first else None
 
 
 def _load_corpus(config: TrainConfig) -> ParallelCorpus:

@@ -36,7 +36,7 @@ def rehearse(project: Project) -> str:
         _tokens(batches, chunks, static=loading.is_static(model)),
     ]
     model.train()
-    chunks.embed(batches[0])
+    chunks.embed(project.ranks.share(batches[0]))
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     lines.append(
@@ -46,7 +46,7 @@ def rehearse(project: Project) -> str:
     seconds = []
     for count in (1, 1 + STEPS):  # the first step pays for what the others find ready
         timed = replace(config, max_steps=count, num_train_epochs=None, save_steps=None, mine_steps=None)
-        seconds.append(train(project.new_model(config.seed), tokens, timed)["seconds"])
+        seconds.append(train(project.new_model(config.seed), tokens, timed, ranks=project.ranks)["seconds"])
     each = max(seconds[1] - seconds[0], 0.0) / STEPS
     lines.append(
         f"Time: {each:.3g} s a step, {config.batch_size / max(each, 1e-9):,.0f} pairs/s; "

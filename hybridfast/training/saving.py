@@ -21,17 +21,19 @@ from hybridfast.training.lora import merge
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["check_hub", "push", "save_card", "save_model", "save_results", "settings"]
+__all__ = ["check_hub", "finished", "push", "save_card", "save_model", "save_results", "settings"]
+
+
+def finished(model: SentenceTransformer, config: TrainConfig) -> SentenceTransformer:
+    """The model as it is saved: its adapters merged where the settings say so, in its new dtype."""
+    if config.lora_merge:
+        merge(model)
+    return model.to(dtype=getattr(torch, config.save_dtype))
 
 
 def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) -> None:
-    """The model and its settings, all of it in ``folder`` or none.
-
-    The model stays as it was saved: with its adapters merged where the settings say so, in its new dtype.
-    """
-    if config.lora_merge:
-        merge(model)
-    model.to(dtype=getattr(torch, config.save_dtype))
+    """The model, :func:`finished`, and its settings, all of it in ``folder`` or none."""
+    model = finished(model, config)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
         whole = Path(unfinished, "model")
         model.save(str(whole), create_model_card=False)  # card.py makes it

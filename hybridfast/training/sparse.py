@@ -1,10 +1,11 @@
-"""Tables of token embeddings whose gradient is the rows that a batch touched, and AdamW for these rows alone.
+"""Tables of embeddings whose gradient is the rows that a batch touched, and AdamW for these rows alone.
 
 A dense gradient is as large as the vocabulary, and so is what AdamW reads and writes of it; a batch touches a
-few thousand rows. Rows are stepped as `torch.optim.SparseAdam` does ("lazy" Adam): moments of other rows
-neither decay nor move their weights, and the bias correction counts the table's steps, not the row's. AdamW's
-decay (Loshchilov and Hutter, 2019), too, reaches the touched rows only. Where every row is touched in every
-step, all of it is AdamW.
+few thousand rows. What AdamW (Loshchilov and Hutter, 2019) would meanwhile have done to another row follows
+from its moments: m and v shrink by beta1 and beta2 a step, so that k steps without a gradient move it by a
+geometric sum, and decay it by a product. Rows make up for these steps when they are touched again, and at the
+end of training. `torch.optim.SparseAdam` leaves them out: v does not shrink, rare rows take smaller steps,
+and a static encoder learns less.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
 __all__ = ["LazyAdamW", "SparseTables", "clip_gradients"]
 
 PAYS = 4_096  # rows, from which a gradient of a chunk's tokens alone is worth sorting them, on a CPU
-ROWS_PER_TOKEN = 10  # of an encoder's table, for a batch's token, from which it is stepped lazily
+# For a batch's token, from which a table is stepped lazily: a static encoder's step is little else.
+ROWS_PER_TOKEN, STATIC_ROWS_PER_TOKEN = 10, 2
 
 
 class SparseTables:
     """A block in which a model's tables of embeddings get sparse gradients; after it they are as before.
 
     With ``sparse_embeddings`` "auto", on CPUs: static encoders' tables, and encoders' word embeddings of
-    at least 4,096 rows. The former are stepped lazily, and so are the latter with ten rows or more for every
-    token of a batch; others get a dense gradient once a step, where every chunk would have made one. "true":
-    all are sparse and lazy, on any device; "false": none. Tables stay dense whose weights another module
-    shares (such as a language model's head), that are frozen, renormed, or read with ``mode="max"``.
+    at least 4,096 rows. Stepped lazily are those with many rows for every token of a batch, two of a static
+    encoder and ten of others; the rest get a dense gradient once a step, where every chunk would have made
+    one. "true": all are sparse and lazy, on any device; "false": none. Tables stay dense whose weights
+    another module shares (such as a language model's head), that are frozen, renormed, or read with
+    ``mode="max"``.
 
     Args:
         tokens: of which the batches will be.
@@ -49,6 +52,7 @@ class SparseTables:
 
     def __init__(self, model: SentenceTransformer, config: TrainConfig, tokens: TokenizedCorpus) -> None:
         self.modules: list[Embedding | EmbeddingBag] = []
+        self.weights: list[Parameter] = []  # theirs: those with sparse gradients
         self.lazy: list[Parameter] = []  # tables of which LazyAdamW steps the touched rows alone
         self._undo = ExitStack()
         chosen = config.sparse_embeddings
@@ -57,10 +61,12 @@ class SparseTables:
         texts = max(1, len(tokens.text_indptr) - 1)
         batch = config.batch_size * (2 + config.negatives) * len(tokens.token_ids) / texts
         static = is_static(model)
+        least = batch * (STATIC_ROWS_PER_TOKEN if static else ROWS_PER_TOKEN)
         for weight, modules in _tables(model):
             if chosen == "true" or static or len(weight) >= PAYS:
                 self.modules += modules
-                if chosen == "true" or static or len(weight) >= ROWS_PER_TOKEN * batch:
+                self.weights.append(weight)
+                if chosen == "true" or len(weight) >= least:
                     self.lazy.append(weight)
 
     def __enter__(self) -> SparseTables:
@@ -71,7 +77,7 @@ class SparseTables:
                 # A method, not a closure: a copy of the model has to read its own weights.
                 module.forward = MethodType(_bag_forward, module)  # type: ignore[method-assign]
                 self._undo.callback(delattr, module, "forward")
-        for weight in {id(module.weight): module.weight for module in self.modules}.values():
+        for weight in self.weights:
             self._undo.callback(weight.register_post_accumulate_grad_hook(_compact).remove)
         return self
 
@@ -147,7 +153,10 @@ class _Bag(torch.autograd.Function):
 class LazyAdamW(torch.optim.AdamW):
     """AdamW; of weights in groups with ``lazy``, a sparse gradient steps the rows that it has, and no others.
 
-    Other groups take sparse gradients as dense ones. State is AdamW's, and can be loaded into it.
+    A row first makes up for the steps since it was last touched, as above: exactly but for epsilon, for the
+    rate's course, which is taken as that of the last touch for momentum and as linear for decay, and for the
+    bias corrections of the first steps. Gradients meet it without that. Where every row is touched in every
+    step, all of it is AdamW. Other groups take sparse gradients as dense ones.
     """
 
     def __init__(self, params: Any, **options: Any) -> None:
@@ -179,16 +188,30 @@ class LazyAdamW(torch.optim.AdamW):
             weight.grad = grad
         return loss
 
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        """Let all rows make up for the steps in which they were not touched: a pass over the tables."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if "touched" in (state := self.state[weight]):
+                    moments = [weight, state["exp_avg"], state["exp_avg_sq"]]
+                    self._catch_up(group, state, slice(None), moments, state["step"])
+                    state["touched"].copy_(state["step"])
+
     def _step_rows(self, group: dict[str, Any], weight: Tensor, grad: Tensor) -> None:
         """torch's own AdamW of the touched rows, on copies of them."""
         state = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
-        touched_U = grad.indices()[0]
+        if "touched" not in state:
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+                state["exp_avg"] = torch.zeros_like(weight)
+                state["exp_avg_sq"] = torch.zeros_like(weight)
+            state["touched"] = state["step"].expand(len(weight)).clone()  # a row's last step
+            state["rate"] = torch.full_like(state["touched"], float(group["lr"]))  # and its learning rate
+        rows_U = grad.indices()[0]
         tables = [weight, state["exp_avg"], state["exp_avg_sq"]]
-        copies = [table.index_select(0, touched_U) for table in tables]
+        copies = [table.index_select(0, rows_U) for table in tables]
+        self._catch_up(group, state, rows_U, copies, state["step"])
         adamw(
             [copies[0]],
             [grad.values()],
@@ -206,7 +229,28 @@ class LazyAdamW(torch.optim.AdamW):
             maximize=group["maximize"],
         )
         for table, copy in zip(tables, copies, strict=True):
-            table.index_copy_(0, touched_U, copy)
+            table.index_copy_(0, rows_U, copy)
+        state["touched"].index_fill_(0, rows_U, float(state["step"]))
+        state["rate"].index_fill_(0, rows_U, float(group["lr"]))
+
+    def _catch_up(
+        self, group: dict[str, Any], state: dict[str, Any], rows: Any, copies: list[Tensor], until: Tensor
+    ) -> None:
+        """What AdamW does to rows in the steps after their last one, up to `until`, without gradients."""
+        beta1, beta2 = group["betas"]
+        touched_U, rate_U = state["touched"][rows].double(), state["rate"][rows].double()
+        missed_U = until.double() - touched_U
+        first_U = touched_U.clamp(min=1)
+        # The j-th of k missed steps moves by rate * ratio^j * m / sqrt(v), corrected for the bias of zeros.
+        ratio = beta1 / beta2**0.5
+        factor_U = rate_U * ((1 - beta2**first_U).sqrt() / (1 - beta1**first_U))
+        factor_U *= ratio * (1 - ratio**missed_U) / (1 - ratio)
+        decay_U = torch.exp(-group["weight_decay"] * missed_U * (rate_U + float(group["lr"])) / 2)
+        weight_UD, mean_UD, square_UD = copies
+        moves_UD = mean_UD / square_UD.sqrt().add_(group["eps"])
+        weight_UD.mul_(decay_U[:, None].float()).addcmul_(moves_UD, factor_U[:, None].float(), value=-1)
+        mean_UD.mul_((beta1**missed_U)[:, None].float())
+        square_UD.mul_((beta2**missed_U)[:, None].float())
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation, evaluate_embeddings
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -122,26 +123,39 @@ class Validation:
             for ids_T, lengths_B in (side.ids(those) for side, those in zip(sides, texts, strict=True))
         ]
 
-    def of(self, model: SentenceTransformer, chunks: Chunks, loss: LossOf | None = None) -> dict[str, float]:
+    def of(
+        self,
+        model: SentenceTransformer,
+        chunks: Chunks,
+        loss: LossOf | None = None,
+        ranks: Ranks | None = None,
+    ) -> dict[str, float]:
         """The figures of a model, which is left in training mode; none, and a warning, if it embeds NaN.
 
         Args:
             chunks: of this model; says how much is embedded at once.
             loss: of embeddings and what they are masked by. Adds ``loss mono`` and ``loss cross``: of every
                 query with an answer in its language and in another, in batches of one kind.
+            ranks: they embed together; rank 0 finds the figures, which all of them get.
         """
+        ranks = ranks or Ranks()
         model.eval()
+        queries_QD, passages_ND = (
+            embedding.encode_ids(side, ids_T, lengths_B, places=chunks.places, shared=not ranks.alone)
+            for side, (ids_T, lengths_B) in zip(chunks.sides, self.ids, strict=True)
+        )
+        model.train()
+        return ranks.by_first(lambda: self._figures(model, queries_QD, passages_ND, loss))
+
+    def _figures(
+        self, model: SentenceTransformer, queries_QD: Tensor, passages_ND: Tensor, loss: LossOf | None
+    ) -> dict[str, float]:
         with torch.inference_mode():
-            queries_QD, passages_ND = (
-                embedding.encode_ids(side, ids_T, lengths_B, places=chunks.places)
-                for side, (ids_T, lengths_B) in zip(chunks.sides, self.ids, strict=True)
-            )
             losses = {
                 f"loss {kind}": _mean_loss(loss, queries_QD, passages_ND, batches)
                 for kind, batches in self.batches.items()
                 if loss and batches
             }
-        model.train()
         try:
             return figures_of(rank(model, self.eval_set, queries_QD, passages_ND)) | losses
         except ValueError as error:  # not finite: nor will the next step's loss be, which ends the run

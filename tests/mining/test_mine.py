@@ -19,7 +19,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
-from hybridfast.encoder import embedding, loading
+from hybridfast.encoder import embedding, loading, shards
 from hybridfast.mining import mine as mining
 from hybridfast.mining import vectors
 from hybridfast.mining.mine import MiningSettings, mine
@@ -197,7 +197,7 @@ class Counted:
 def test_goes_on_where_it_was_interrupted(
     model: SentenceTransformer, tokens: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "SHARD", 16)
+    monkeypatch.setattr(shards, "SHARD", 16)
     monkeypatch.setattr(mining, "STEP_PRODUCTS", 1)
     monkeypatch.setattr(mining, "STEP", 7)
     wanted = mine(model, tokens, MiningSettings(scope="same"))
@@ -210,7 +210,7 @@ def test_goes_on_where_it_was_interrupted(
             mine(model, tokens, MiningSettings(scope="same"), folder=tmp_path)
         except KeyboardInterrupt:
             (folder,) = tmp_path.iterdir()
-            with open(next(folder.glob("*.float32")), "ab") as file:
+            with open(next(folder.glob("*.part")), "ab") as file:
                 file.write(b"half a row")  # what a kill leaves behind
         embedded += counted.texts
         monkeypatch.setattr(vectors, "_embed", counted.embed)
@@ -262,14 +262,14 @@ def test_another_model_starts_anew(
 PROGRAM = """
 import os, signal, sys
 from hybridfast import mine
-from hybridfast.mining import vectors
-vectors.SHARD = 16
-write = vectors.write_whole
+from hybridfast.encoder import shards
+shards.SHARD = 16
+write = shards.write_whole
 def killed(path, data):
     write(path, data)
     if b'"rows": 32' in data and "passages" in path.name:
         os.kill(os.getpid(), signal.SIGKILL)
-vectors.write_whole = killed
+shards.write_whole = killed
 mine.main(sys.argv[1:])
 """
 
@@ -289,7 +289,7 @@ def test_killed_and_given_again(
     process = subprocess.run([sys.executable, "-c", PROGRAM, *again], capture_output=True, env={**os.environ})
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert not list(tmp_path.glob("mined*"))
-    monkeypatch.setattr(vectors, "SHARD", 16)
+    monkeypatch.setattr(shards, "SHARD", 16)
     counted = Counted()
     monkeypatch.setattr(vectors, "_embed", counted)
     command.main(again)

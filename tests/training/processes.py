@@ -14,36 +14,49 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["training.processes", "hybridfast.train", "sentence_transformers"])
 
 
-def start(argv: list[str], output: Path, die: tuple[str, int] | None = None) -> Any:
+def start(
+    argv: list[str],
+    output: Path,
+    die: tuple[str, int] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Any:
     """``python -m hybridfast.train`` with such flags.
 
     Args:
         output: a file for what it prints.
-        die: a function of `os` and a number: at that call of it, the process kills itself.
+        die: a function of `os` and a number: at that call of it, the process kills itself. "raise": at that
+            step's loss, there is an error.
+        environment: variables that it has besides this process's.
     """
-    process = CONTEXT.Process(target=_main, args=(argv, str(output), die))
+    process = CONTEXT.Process(target=_main, args=(argv, str(output), die, environment or {}))
     process.start()
     return process
 
 
-def _main(argv: list[str], output: str, die: tuple[str, int] | None) -> None:
+def _main(argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str]) -> None:
     import torch
 
     from hybridfast import train
+    from hybridfast.infonce import distributed
+
+    os.environ |= environment
 
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if die:
-        function, calls = getattr(os, die[0]), [0]
+        module, name = (distributed, "info_nce") if die[0] == "raise" else (os, die[0])
+        function, calls = getattr(module, name), [0]
 
         def dying(*args: Any, **options: Any) -> Any:
             calls[0] += 1
+            if calls[0] == die[1] and module is distributed:
+                raise RuntimeError(f"rank {os.environ['RANK']} has had enough")
             if calls[0] == die[1]:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **options)
 
-        setattr(os, die[0], dying)
+        setattr(module, name, dying)
     train.main(argv)
 
 
