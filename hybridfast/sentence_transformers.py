@@ -255,9 +255,10 @@ class InfoNCELoss(nn.Module):
         model: what is trained.
         temperature: None: 0.05 for cosines, 1 for inner products.
         normalize: True for cosines, False for inner products, None for the model's own similarity.
-        mini_batch_num_tokens: so many tokens of a column, padding counted, go through the model at once, texts
-            of like length together, and once more in the backward pass, with the same dropout: memory is for
-            the activations of one mini-batch (gradient caching, Gao et al., 2021). A longer text goes alone.
+        mini_batch_num_tokens: so many tokens of a column, padding counted, go through the model at once,
+            texts of like length together, and once more in the backward pass, with the same dropout: memory
+            is for the activations of one mini-batch (gradient caching, Gao et al., 2021). A longer text goes
+            alone.
         gather_across_devices: passages of all processes are negatives; the loss is
             `hybridfast.infonce.distributed.InfoNCE`, with its options. Labels mean the same in all of them.
         **options: InfoNCE's.
@@ -318,7 +319,7 @@ class InfoNCELoss(nn.Module):
             )
         packed, on_cpu = "cu_seq_lens_q" in features, not features["input_ids"].is_cuda
         chunks = cut_into_chunks(places_B, self.mini_batch_num_tokens, packed=packed, on_cpu=on_cpu)
-        # DistributedDataParallel is called once a column: others may have fewer chunks, and it waits for them.
+        # DistributedDataParallel is called once a column: ranks wait there, and some may have fewer chunks.
         embedded = [
             _embed_chunk(inner if number else self.model, inner, _taken(features, rows, places_B))
             for number, rows in enumerate(chunks)
@@ -377,9 +378,10 @@ def _taken(features: dict[str, Any], rows: torch.Tensor, places_B: torch.Tensor)
     whole = int(places_B.sum()) if packed else len(places_B)
     lengths, ends_B = places_B[rows], places_B.cumsum(0)
     width, longest = (0 if packed else features["attention_mask"].shape[1]), int(lengths.max())
-    tokens = (
-        [torch.arange(int(ends_B[row] - places_B[row]), int(ends_B[row])) for row in rows] if packed else []
-    )
+    index_T = None
+    if packed:
+        spans = zip((ends_B - places_B)[rows].tolist(), ends_B[rows].tolist(), strict=True)
+        index_T = torch.cat([torch.arange(*span) for span in spans])
 
     def of(name: str, value: Any) -> Any:
         if name.startswith("cu_seq_lens"):
