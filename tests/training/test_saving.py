@@ -16,7 +16,7 @@ from hybridfast.training.saving import save_model
 
 
 def test_transformers_loads_it(tiny_xlm_r: Path, tmp_path: Path) -> None:
-    """Encoder and tokenizer are at the top of the folder: with the prompt and the mean, the same embeddings."""
+    """Encoder and tokenizer are at the top of the folder: prompt and mean make the same embeddings."""
     rows = tmp_path / "rows.csv"
     lines = [f"{i},{lang},word {i} of {lang},the {i}" for i in range(12) for lang in ("de", "en")]
     rows.write_text("id,lang,query,passage\n" + "\n".join(lines) + "\n")
