@@ -54,8 +54,10 @@ def taken(features: dict[str, Any], rows: torch.Tensor, places_B: torch.Tensor) 
     whole = int(places_B.sum()) if packed else len(places_B)
     lengths, ends_B = places_B[rows], places_B.cumsum(0)
     width, longest = (0 if packed else features["attention_mask"].shape[1]), int(lengths.max())
-    spans = [torch.arange(int(ends_B[row] - places_B[row]), int(ends_B[row])) for row in rows]
-    index_T = torch.cat(spans) if packed else None
+    index_T = None
+    if packed:
+        spans = zip((ends_B - places_B)[rows].tolist(), ends_B[rows].tolist(), strict=True)
+        index_T = torch.cat([torch.arange(*span) for span in spans])
 
     def of(name: str, value: Any) -> Any:
         if name.startswith("cu_seq_lens"):

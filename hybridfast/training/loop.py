@@ -96,7 +96,7 @@ def train(
     )
     parameters = trainable(model)
     make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
-    sampler = Batches(make, model, tokens, config, folder, ranks.by_first)
+    sampler = Batches(make, model, tokens, config, folder, ranks)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)

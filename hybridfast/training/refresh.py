@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.mining.mine import mine
 from hybridfast.mining.rewriting import with_negatives
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,7 +40,7 @@ class Batches:
         make: gives the sampler of a corpus.
         model: as it is when it is time to mine.
         folder: of the run; in ``.mining`` lies what the batches are read from. None: in a temporary one.
-        by_first: does work on rank 0 and gives what it gives on every rank, all of which see `folder`.
+        ranks: the first mines, and writes what all of them read: they see the same `folder`.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class Batches:
         tokens: TokenizedCorpus,
         config: TrainConfig,
         folder: Path | None = None,
-        by_first: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+        ranks: Ranks | None = None,
     ) -> None:
         self.make, self.model, self.tokens, self.config = make, model, tokens, config
         self.folder = None if folder is None else folder / ".mining"
-        self.by_first = by_first
+        self.ranks = ranks or Ranks()
         self.current = tokens  # with the hard negatives that batches have now
         self.sampler = make(tokens)
         self.negative_VK: NDArray[np.integer] | None = None  # on rank 0, as it was mined last
@@ -61,10 +63,14 @@ class Batches:
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.sampler.close()
-        if self.folder is not None:
-            self.by_first(lambda: shutil.rmtree(self.folder or "", ignore_errors=True))
+        if kind is None:
+            self.ranks.wait()  # until none reads any more
+        if self.ranks.is_first and self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -93,7 +99,7 @@ class Batches:
         position = {name: value for name, value in state.items() if name != "negative_VK"}
         if "negative_VK" in state:
             self.negative_VK = state["negative_VK"].numpy()
-            self._take(self.by_first(self._rewritten))
+            self._take(self.ranks.by_first(self._rewritten))
         self.sampler.load_state_dict(position)
 
     def _step(self) -> int:
@@ -109,7 +115,7 @@ class Batches:
         return step % self.config.mine_steps == 0 if step else has_none
 
     def _mine(self) -> None:
-        if path := self.by_first(self._mined):
+        if path := self.ranks.by_first(self._mined):
             position = self.sampler.state_dict()
             self._take(path)
             self.sampler.load_state_dict(position | {"fingerprint": self.sampler.fingerprint})

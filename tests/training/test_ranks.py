@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sparse": {"sparse_embeddings": "true", "freeze": r"layer\.0\.", "bf16": True},
     "fp16": {"fp16": True},
     "static": {"model": "static"},
+    "mined": {"model": "static", "negatives": 2, "mine_steps": 2},
 }
 
 
@@ -316,3 +317,89 @@ def test_what_rank_0_refuses_ends_all(data: Path, tmp_path: Path) -> None:
     (tmp_path / "two" / "something").write_text("there")
     assert join(start_two(wrong, tmp_path)) == [2, 2]
     assert "exists and is not empty" in (tmp_path / "output-0").read_text()
+
+
+# --- sentence-transformers' own trainer --------------------------------------------------------------------
+
+WORDS = sorted({word for row in FACTS for word in row["passage"].lower().split() if word.isalpha()})
+TRIPLETS = [[f"{WORDS[36 * k + i]} " * (1 + (i + k) % 4) for k in range(3)] for i in range(12)]
+# Rank 1's first passage is rank 0's second, and its first hard negative rank 0's first passage.
+REPEATED = [list(row) for row in TRIPLETS]
+REPEATED[6][1:] = TRIPLETS[1][1], TRIPLETS[0][1]
+LOSSES = ("theirs", "ours", "masked")
+
+
+def loss_of(name: str, model: Any) -> Any:
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    from hybridfast.sentence_transformers import InfoNCELoss
+
+    if name == "theirs":
+        return CachedMultipleNegativesRankingLoss(model, mini_batch_num_tokens=40, gather_across_devices=True)
+    options = {"learn_temperature": True} if name == "masked" else {}
+    return InfoNCELoss(model, mini_batch_num_tokens=40, gather_across_devices=True, **options)
+
+
+def losses(folder: str, tiny: str, rank: int, world: int) -> None:
+    """Loss and gradients by each of them, on the rank's own rows; left in a file."""
+    model = loading.load(tiny, device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    wrapped = model
+    if world > 1:  # as the trainer does: XLM-R's pooler is not used
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    own = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    left = {}
+    for name in LOSSES:
+        rows = (REPEATED if name == "masked" else TRIPLETS)[own]
+        features = [model.preprocess(list(texts)) for texts in zip(*rows, strict=True)]
+        model.zero_grad()
+        loss = loss_of(name, model)
+        loss.model = wrapped
+        value = loss(features, None)
+        value.backward()
+        left[name] = (
+            value.item(),
+            {
+                key.replace("model.module.", "model."): weight.grad.clone()
+                for key, weight in loss.named_parameters()
+                if weight.grad is not None
+            },
+        )
+    torch.save(left, Path(folder, f"losses-{rank}.pt"))
+
+
+def losses_of_a_rank(folder: str, tiny: str, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    torch.set_num_threads(1)
+    with Ranks.join("cpu") as these:
+        losses(folder, tiny, these.rank, these.world)
+
+
+def test_its_loss_is_that_of_one_process(tiny_xlm_r: Path, tmp_path: Path) -> None:
+    """And sentence-transformers': by DistributedDataParallel, and as many chunks as a rank's texts need."""
+    (tmp_path / "alone").mkdir()
+    losses(str(tmp_path / "alone"), str(tiny_xlm_r), 0, 1)
+    started = [
+        processes.CONTEXT.Process(target=losses_of_a_rank, args=(str(tmp_path), str(tiny_xlm_r), environment))
+        for environment in environments(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    whole, one, other = (
+        torch.load(path) for path in (tmp_path / "alone" / "losses-0.pt", *sorted(tmp_path.glob("*.pt")))
+    )
+    for name in LOSSES:
+        assert (one[name][0] + other[name][0]) / 2 == pytest.approx(whole[name][0], rel=1e-5)
+        assert whole[name][1].keys() == one[name][1].keys()
+        for key, gradient in whole[name][1].items():
+            assert torch.equal(one[name][1][key], other[name][1][key])
+            torch.testing.assert_close(one[name][1][key], gradient, rtol=1e-4, atol=1e-6)
+    assert "info_nce.log_temperature" in one["masked"][1]
+    assert one["ours"][0] == pytest.approx(one["theirs"][0], rel=1e-5)
+    for key, gradient in one["theirs"][1].items():
+        torch.testing.assert_close(one["ours"][1][key], gradient, rtol=1e-4, atol=1e-6)
