@@ -93,7 +93,7 @@ def run_until_killed(path: str) -> None:
 
 def test_killed(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
-    process = processes.CONTEXT.Process(target=run_until_killed, args=(str(path),))
+    process = processes.of_test(run_until_killed, str(path))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -162,7 +162,7 @@ def run_rank(folder: str, rank: int) -> None:
 
 
 def test_ranks_write_one_file_together(tmp_path: Path) -> None:
-    started = [processes.CONTEXT.Process(target=run_rank, args=(str(tmp_path), rank)) for rank in range(2)]
+    started = [processes.of_test(run_rank, str(tmp_path), rank) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,25 @@ def start(
     process = CONTEXT.Process(target=_main, args=(argv, str(output), die, environment or {}))
     process.start()
     return process
+
+
+def of_test(function: Callable[..., None], *arguments: Any) -> Any:
+    """A function of a test's file, in a process to be started, which finds it by its file.
+
+    By its module's name it could not: pytest imports tests from places that are not on the path.
+    """
+    file, name = inspect.getfile(function), function.__name__
+    return CONTEXT.Process(target=_call, args=(file, name, arguments))
+
+
+def _call(file: str, name: str, arguments: tuple[Any, ...]) -> None:
+    spec = importlib.util.spec_from_file_location("file_of_tests", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    getattr(module, name)(*arguments)
 
 
 def _main(argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str]) -> None:

@@ -103,7 +103,7 @@ def test_ranks_give_what_one_process_gives(
     for case in cases:
         (tmp_path / case).mkdir()
     started = [
-        processes.CONTEXT.Process(target=run_all, args=(cases, str(tmp_path), str(tiny_xlm_r), environment))
+        processes.of_test(run_all, cases, str(tmp_path), str(tiny_xlm_r), environment)
         for environment in environments(world)
     ]
     for process in started:
@@ -321,8 +321,8 @@ def test_what_rank_0_refuses_ends_all(data: Path, tmp_path: Path) -> None:
 
 # --- sentence-transformers' own trainer --------------------------------------------------------------------
 
-WORDS = sorted({word for row in FACTS for word in row["passage"].lower().split() if word.isalpha()})
-TRIPLETS = [[f"{WORDS[36 * k + i]} " * (1 + (i + k) % 4) for k in range(3)] for i in range(12)]
+KNOWN = sorted({word for row in FACTS for word in row["passage"].lower().split() if word.isalpha()})
+TRIPLETS = [[f"{KNOWN[36 * k + i]} " * (1 + (i + k) % 4) for k in range(3)] for i in range(12)]
 # Rank 1's first passage is rank 0's second, and its first hard negative rank 0's first passage.
 REPEATED = [list(row) for row in TRIPLETS]
 REPEATED[6][1:] = TRIPLETS[1][1], TRIPLETS[0][1]
@@ -382,7 +382,7 @@ def test_its_loss_is_that_of_one_process(tiny_xlm_r: Path, tmp_path: Path) -> No
     (tmp_path / "alone").mkdir()
     losses(str(tmp_path / "alone"), str(tiny_xlm_r), 0, 1)
     started = [
-        processes.CONTEXT.Process(target=losses_of_a_rank, args=(str(tmp_path), str(tiny_xlm_r), environment))
+        processes.of_test(losses_of_a_rank, str(tmp_path), str(tiny_xlm_r), environment)
         for environment in environments(2)
     ]
     for process in started:
