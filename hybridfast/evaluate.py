@@ -17,12 +17,15 @@ every query, all other measures, and a picture of all language pairs.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hybridfast import cli
 from hybridfast.encoder.loading import ModelSettings, setting
+from hybridfast.encoder.shards import weights_hash
 from hybridfast.evaluation import readers, results, search, trec
 from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.encode import embed
@@ -118,6 +121,8 @@ class EvaluateConfig(ModelSettings):
 
 def main(argv: list[str] | None = None) -> None:
     """The command: see the module's text."""
+    argv = sys.argv[1:] if argv is None else argv
+    words = shlex.join(["python", "-m", "hybridfast.evaluate", *argv])
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
     with cli.usage_errors():
         output_dir = cli.check_output_folder(config.output_dir or cli.next_free(_title(config)))
@@ -125,8 +130,8 @@ def main(argv: list[str] | None = None) -> None:
             systems = results.read_runs(config.compare)
             comparison = _compare(config, systems)
             with cli.output_folder(output_dir) as output:
-                results.write_comparison(output.folder, comparison)
-            print(f"\nWrote {output.path}/comparison.json and {output.path}/results.md")
+                results.write_comparison(output.folder, comparison, systems, words)
+            print(f"\nWrote {output.path}/report.html, comparison.json and results.md")
             return
         eval_set = _read(config)
         names = [Path(config.run).stem] if config.run else _names(config.model)
@@ -143,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
             folder = output.folder / name if len(names) > 1 else output.folder
             folder.mkdir(exist_ok=True)
             if evaluation.ranked is not None:
+                if "weights" in details:
+                    evaluation.ranked.hashes["weights"] = details["weights"]
                 systems[name] = [evaluation.ranked]
             try:
                 results.write(folder, evaluation, {"config": asdict(one), **details})
@@ -152,9 +159,9 @@ def main(argv: list[str] | None = None) -> None:
             finally:  # the numbers outlive a picture that fails
                 output.keep |= (folder / "metrics.json").is_file()
         with cli.usage_errors():
-            results.write_comparison(output.folder, _compare(config, systems))
+            results.write_comparison(output.folder, _compare(config, systems), systems, words)
     there = f"{output.path}/MODEL" if len(names) > 1 else str(output.path)
-    print(f"\nWrote {there}/metrics.json, ranks.parquet and language_pairs.png; {output.path}/results.md")
+    print(f"\nWrote {output.path}/report.html; {there}/metrics.json, ranks.parquet and language_pairs.png")
     if config.write_run:
         print(f"Wrote {there}/run.trec and {there}/qrels.trec")
 
@@ -218,14 +225,15 @@ def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
 
 def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
     """Of all passages, or of those that an index finds; with the best of them if they are to be written."""
+    model = config.load()
     queries, passages = embed(
-        config.load(),
+        model,
         eval_set,
         batch_size=config.eval_batch_size,
         folder=config.embeddings_dir,
         dtype=config.embeddings_dtype,
     )
-    details: dict[str, Any] = {"notes": eval_set.notes}
+    details: dict[str, Any] = {"notes": eval_set.notes, "weights": weights_hash(model)}
     run = None
     if config.write_run or config.index != "exact":
         exact = search.top_k(queries, passages, config.run_depth, trec.id_order(eval_set), progress=True)

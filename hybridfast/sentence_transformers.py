@@ -6,7 +6,8 @@
     )
     SentenceTransformerTrainer(model, args, train_dataset=dataset, loss=InfoNCELoss(model)).train()
 
-Several of them in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
+With `evaluator=HybridEvaluator(eval_set)` it reports the figures of `python -m hybridfast.evaluate`.
+Several data sets in one trainer are a dict: `train_dataset={"news": dataset, "wiki": another}`. The trainer
 tokenizes every batch anew; `python -m hybridfast.train` and HybridSampler with a TokenizedCorpus
 do it once. Prompts and prefixes are the trainer's. A large batch in a small memory, with the negatives of all
 processes, is `InfoNCELoss(model, mini_batch_num_tokens=16_384, gather_across_devices=True)`.
@@ -14,10 +15,13 @@ processes, is `InfoNCELoss(model, mini_batch_num_tokens=16_384, gather_across_de
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +32,17 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import RandomSampler
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.data.tokens import own_passages
 from hybridfast.encoder import loading
+from hybridfast.encoder.feature_chunks import embed_again, taken, tokens_of
 from hybridfast.encoder.texts import cut_into_chunks
+from hybridfast.evaluation.comparison import SUMMARY
+from hybridfast.evaluation.evalset import EvalSet
+from hybridfast.evaluation.library import evaluate
 from hybridfast.infonce import distributed
 from hybridfast.infonce.loss import InfoNCE
 
@@ -43,8 +50,12 @@ try:
     from sentence_transformers.base.sampler import DefaultBatchSampler
 except ImportError:  # where sentence-transformers 4 and 5 have it
     from sentence_transformers.sampler import DefaultBatchSampler  # type: ignore[no-redef,unused-ignore]
+try:
+    from sentence_transformers.base.evaluation import SentenceEvaluator
+except ImportError:
+    from sentence_transformers.evaluation import SentenceEvaluator  # type: ignore[no-redef,unused-ignore]
 
-__all__ = ["HybridBatchSampler", "HybridDataset", "InfoNCELoss"]
+__all__ = ["HybridBatchSampler", "HybridDataset", "HybridEvaluator", "InfoNCELoss"]
 
 
 class _Key(int):
@@ -307,7 +318,7 @@ class InfoNCELoss(nn.Module):
         return self.info_nce(queries, torch.cat(passages), query_groups=groups[:rows], passage_groups=groups)
 
     def _embed(self, features: dict[str, Any]) -> torch.Tensor:
-        places_B = None if self.mini_batch_num_tokens is None else _places(features)
+        places_B = None if self.mini_batch_num_tokens is None else tokens_of(features)
         if places_B is None or self.mini_batch_num_tokens is None:
             embeddings: torch.Tensor = self.model(features)["sentence_embedding"]
             return embeddings
@@ -319,9 +330,9 @@ class InfoNCELoss(nn.Module):
             )
         packed, on_cpu = "cu_seq_lens_q" in features, not features["input_ids"].is_cuda
         chunks = cut_into_chunks(places_B, self.mini_batch_num_tokens, packed=packed, on_cpu=on_cpu)
-        # DistributedDataParallel is called once a column: ranks wait there, and some may have fewer chunks.
+        # DistributedDataParallel is called once a column: others may have fewer chunks, and it waits.
         embedded = [
-            _embed_chunk(inner if number else self.model, inner, _taken(features, rows, places_B))
+            embed_again(inner if number else self.model, inner, taken(features, rows, places_B))
             for number, rows in enumerate(chunks)
         ]
         back_B = torch.argsort(torch.cat(chunks))
@@ -334,82 +345,90 @@ class InfoNCELoss(nn.Module):
         return {"temperature": float(self.info_nce.temperature), **self.info_nce.options, **shown}
 
 
-def _embed_chunk(model: Any, inner: Any, features: dict[str, Any]) -> torch.Tensor:
-    """The embeddings by `model`, whose activations are computed again, by `inner`, when they are needed."""
-    called = False
-
-    def run(features: dict[str, Any]) -> torch.Tensor:
-        nonlocal called
-        module, called = (inner if called else model), True
-        # Copies: a module may change them, as Pooling does that leaves out the prompt.
-        copies = {
-            name: value.clone() if isinstance(value, torch.Tensor) else value
-            for name, value in features.items()
-        }
-        embeddings: torch.Tensor = module(copies)["sentence_embedding"]
-        return embeddings
-
-    if not torch.is_grad_enabled():
-        return run(features)
-    embeddings: torch.Tensor = checkpoint(run, features, use_reentrant=False)
-    return embeddings
-
-
-def _places(features: dict[str, Any]) -> torch.Tensor | None:
-    """The tokens of each text and the padding before them; None of a static encoder, which keeps nothing."""
-    if "offsets" in features:
-        return None
-    if "cu_seq_lens_q" in features:
-        return features["cu_seq_lens_q"].cpu().long().diff()
-    if "attention_mask" not in features:
-        raise ValueError(
-            "mini_batch_num_tokens needs a model that reads token ids with an attention mask, this one reads "
-            f"{', '.join(features)}"
-        )
-    mask_BT = features["attention_mask"].cpu().bool()
-    # Padding in front stays: a model may count positions from there.
-    places_T = torch.arange(1, mask_BT.shape[1] + 1)
-    return (mask_BT * places_T).amax(dim=1)
-
-
-def _taken(features: dict[str, Any], rows: torch.Tensor, places_B: torch.Tensor) -> dict[str, Any]:
-    """The features of some of the texts, padded no longer than they need."""
-    packed = "cu_seq_lens_q" in features
-    whole = int(places_B.sum()) if packed else len(places_B)
-    lengths, ends_B = places_B[rows], places_B.cumsum(0)
-    width, longest = (0 if packed else features["attention_mask"].shape[1]), int(lengths.max())
-    index_T = None
-    if packed:
-        spans = zip((ends_B - places_B)[rows].tolist(), ends_B[rows].tolist(), strict=True)
-        index_T = torch.cat([torch.arange(*span) for span in spans])
-
-    def of(name: str, value: Any) -> Any:
-        if name.startswith("cu_seq_lens"):
-            return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(value)
-        if name.startswith("max_length"):
-            return longest
-        if name == "seq_idx":
-            return torch.arange(len(rows)).repeat_interleave(lengths)[None].to(value)
-        if not isinstance(value, torch.Tensor) or not value.ndim:
-            return value
-        if index_T is not None and value.shape[-1] == whole:
-            return value[..., index_T.to(value.device)]
-        if index_T is None and len(value) == whole:
-            value = value[rows.to(value.device)]
-            return value[:, :longest] if value.ndim > 1 and value.shape[1] == width else value
-        raise ValueError(
-            f"mini_batch_num_tokens cannot take texts out of {name} of shape {tuple(value.shape)}"
-        )
-
-    return {name: of(name, value) for name, value in features.items()}
-
-
 def _mean_over_ranks(gradient: torch.Tensor) -> torch.Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return gradient
     total = gradient.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+class HybridEvaluator(SentenceEvaluator):  # type: ignore[misc, unused-ignore]
+    """An evaluator for sentence-transformers' trainer: the figures of the hybrid-batch paper, of exact ranks.
+
+    Called with a model it returns {"NAME_mAP_mono", "NAME_mAP_cross", "NAME_mAP_multi", "NAME_R@1_mono",
+    "NAME_R@1_cross", "NAME_R@10_multi", "NAME_rank_distance"}, those that the set defines. The trainer puts
+    "eval_" before them, so that `metric_for_best_model="eval_NAME_mAP_multi"` chooses by one. Given a folder,
+    it appends them to ``hybrid_evaluation_NAME_results.csv`` there.
+
+    Args:
+        eval_set: queries and passages, such as `hybridfast.evaluation.load` reads.
+        name: before the figures' names. Default: the set's.
+        primary_metric: which figure says how good a model is, under its name without NAME.
+        batch_size: texts encoded at a time.
+
+    Raises:
+        ValueError: an unknown primary_metric; when called, one that the set does not define.
+    """
+
+    def __init__(
+        self,
+        eval_set: EvalSet,
+        name: str | None = None,
+        *,
+        primary_metric: str = "mAP_multi",
+        batch_size: int = 256,
+        show_progress_bar: bool = False,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        self.metrics = [_metric(figure) for figure in SUMMARY]
+        if primary_metric not in self.metrics:
+            raise ValueError(
+                f"primary_metric must be one of {', '.join(self.metrics)}, got {primary_metric!r}"
+            )
+        self.eval_set = eval_set
+        self.name = eval_set.name if name is None else name
+        self.primary_metric = f"{self.name}_{primary_metric}" if self.name else primary_metric
+        self.greater_is_better = primary_metric != "rank_distance"
+        self.batch_size = batch_size
+        self.show_progress_bar = show_progress_bar
+        self.write_csv = write_csv
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """The figures of a SentenceTransformer; `epoch` and `steps` are for the CSV file and the card."""
+        evaluation = evaluate(
+            model, self.eval_set, batch_size=self.batch_size, progress=self.show_progress_bar
+        )
+        found = {_metric(figure): value for figure, value in evaluation.summary().items()}
+        if output_path is not None and self.write_csv:
+            self._append(Path(output_path), [epoch, steps, *found.values()])
+        defined = {metric: value for metric, value in found.items() if not math.isnan(value)}
+        metrics = self.prefix_name_to_metrics(defined, self.name)
+        if self.primary_metric not in metrics:
+            raise ValueError(f"{self.eval_set.name} does not define the primary_metric {self.primary_metric}")
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def _append(self, folder: Path, row: list[float]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"hybrid_evaluation_{self.name.replace('/', '_')}_results.csv"
+        begins = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if begins:
+                writer.writerow(["epoch", "steps", *self.metrics])
+            writer.writerow(row)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """For the model card."""
+        return {"queries": len(self.eval_set.queries), "passages": len(self.eval_set.passages)}
+
+
+def _metric(figure: str) -> str:
+    return figure.replace(" ", "_")
 
 
 def _texts(features: dict[str, torch.Tensor]) -> list[bytes] | None:

@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
     """All that the command does, on every rank. What is written, and said, is rank 0's."""
+    command = shlex.join(["python", "-m", "hybridfast.train", *argv])
     runs = {_title(config, name, run): (name, run) for name, run in runs_of(config)}
     with cli.usage_errors():
         check_trackers(config.report_to or [])
@@ -94,14 +95,14 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
         if lasting and ranks.is_first:
             record.write(output.folder)
         if config.eval_before:
-            _add(config, systems, "untrained", _untrained(project, output.folder), output.folder)
+            _add(config, systems, "untrained", _untrained(project, output.folder), output.folder, command)
         for title, (name, run) in runs.items():
             folder, there = output.folder, output.path
             if len(runs) > 1:
                 folder, there = folder / title, there / title
             if title in record.complete:
                 if ranks.is_first:
-                    _add(config, systems, name, _ranks(folder), output.folder)
+                    _add(config, systems, name, _ranks(folder), output.folder, command)
                 continue
             with _no_half_run(folder, lasting, ranks):
                 state = given if given or not lasting else _newest(folder, ranks)
@@ -154,7 +155,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                 evaluation = project.evaluate(model)
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
-            _add(config, systems, name, evaluation.ranked if evaluation else None, output.folder)
+            _add(config, systems, name, evaluation.ranked if evaluation else None, output.folder, command)
             save_results(folder, run, training, evaluation)
             if evaluation:
                 own = {row: systems[row][-1:] for row in ("untrained", name) if row in systems}
@@ -306,12 +307,17 @@ def _save_card(
 
 
 def _add(
-    config: TrainConfig, systems: dict[str, list[Ranked]], name: str, found: Ranked | None, folder: Path
+    config: TrainConfig,
+    systems: dict[str, list[Ranked]],
+    name: str,
+    found: Ranked | None,
+    folder: Path,
+    command: str,
 ) -> None:
     """One more evaluation in the table, which is written anew: the next run may fail."""
     if found:
         systems.setdefault(name, []).append(found)
-        write_comparison(folder, _table(config, systems))
+        write_comparison(folder, _table(config, systems), systems, command)
 
 
 def _table(config: TrainConfig, systems: dict[str, list[Ranked]]) -> Comparison:

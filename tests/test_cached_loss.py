@@ -13,8 +13,9 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
+from hybridfast.encoder.feature_chunks import taken
 from hybridfast.infonce import distributed
-from hybridfast.sentence_transformers import InfoNCELoss, _taken
+from hybridfast.sentence_transformers import InfoNCELoss
 
 COLUMNS = ("query", "passage", "negative_1")
 
@@ -128,7 +129,7 @@ def test_texts_are_taken_out_of_flat_features():
         "seq_idx": torch.tensor([[0, 0, 1, 1, 1, 1, 2]], dtype=torch.int32),
         **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4},
     }
-    got = _taken(features, torch.tensor([2, 0]), lengths)
+    got = taken(features, torch.tensor([2, 0]), lengths)
     assert got["input_ids"].tolist() == [[6, 0, 1]]
     assert got["position_ids"].tolist() == [[0, 0, 1]]
     assert got["seq_idx"].tolist() == [[0, 1, 1]]

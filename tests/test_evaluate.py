@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoder.model_kinds import KINDS
 
 from hybridfast import evaluate as command
 from hybridfast.encoder import embedding, loading
@@ -29,7 +31,14 @@ EVAL_SET = EvalSet(
     gold_indices=np.array([0, 2, 0, 2]),
 )
 
-WRITTEN = ["comparison.json", "language_pairs.png", "metrics.json", "ranks.parquet", "results.md"]
+WRITTEN = [
+    "comparison.json",
+    "language_pairs.png",
+    "metrics.json",
+    "ranks.parquet",
+    "report.html",
+    "results.md",
+]
 
 
 @pytest.fixture
@@ -85,15 +94,13 @@ def test_the_command_prints_and_writes(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_embeddings_are_kept(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
+def test_embeddings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     """And found again by all that they depend on; equal texts are embedded once."""
     texts: list[list[str]] = []
     made = embedding.encode
     monkeypatch.setattr(embedding, "encode", lambda *a, **o: texts.append(a[2]) or made(*a, **o))
     foxes = replace(EVAL_SET, queries=["red fox", "red fox"])
-    model = loading.load(str(model_folder))
+    model = KINDS["BERT, mean"]()
     options: dict[str, Any] = {"folder": tmp_path / "kept", "dtype": dtype, "progress": False}
     in_memory = embed(model, foxes, progress=False)
     for _ in range(2):
@@ -109,7 +116,7 @@ def test_embeddings_are_kept(
         (lambda: foxes.queries.append("blue fox"), 1),
         (lambda: setattr(model, "max_seq_length", 3), 2),
         (lambda: model.prompts.update(query="find "), 1),
-        (lambda: model[0].embedding.weight.data.mul_(2), 2),  # type: ignore[union-attr, operator]
+        (lambda: next(model.parameters()).data.mul_(2), 2),
         (lambda: model.prompts.update(document=""), 0),
     ):
         there = set((tmp_path / "kept").iterdir())
@@ -295,6 +302,7 @@ def test_models_side_by_side_and_again_from_their_ranks(
         "comparison.json",
         "lexical",
         "other",
+        "report.html",
         "results.md",
     ]
     assert json.loads((both / "lexical" / "metrics.json").read_text())["config"]["model"] == str(model_folder)
@@ -304,6 +312,11 @@ def test_models_side_by_side_and_again_from_their_ranks(
         command.main(["--compare", *map(str, runs), *settings])
         for name in ("comparison.json", "results.md"):
             assert (again / name).read_text() == (both / name).read_text()
+        # The page is the same too, with the texts of the worst questions, but for the command that made it.
+        pages = [re.sub(r"<pre>.*?</pre>", "", (of / "report.html").read_text()) for of in (again, both)]
+        assert pages[0] == pages[1]
+        assert "--compare" in (again / "report.html").read_text()
+        assert "SHA-256 of weights, lexical" in pages[0]
     with pytest.raises(SystemExit):
         command.main(["--compare", str(both), "--baseline", "third", "--output_dir", str(tmp_path / "no")])
     assert "baseline must be one of lexical, other, got 'third'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from functools import partial
 
@@ -17,8 +18,11 @@ from sentence_transformers import (
 from torch.utils.data import ConcatDataset, DataLoader
 
 from hybridfast import info_nce
+from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder.loading import build_static, train_tokenizer
-from hybridfast.sentence_transformers import HybridBatchSampler, HybridDataset, InfoNCELoss
+from hybridfast.evaluation import evaluate
+from hybridfast.evaluation.rows import from_corpus
+from hybridfast.sentence_transformers import HybridBatchSampler, HybridDataset, HybridEvaluator, InfoNCELoss
 
 # 40 groups in 3 languages, some missing, two groups to a passage; texts say what they are: "q 7 de".
 LANGUAGES = ("de", "en", "tr")
@@ -254,12 +258,11 @@ def test_the_loss_compares_as_the_model_does():
 
 
 def arguments(folder, **settings):
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4, **settings}
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no", **settings}
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         batch_sampler=partial(HybridBatchSampler, alpha=0.5, dedup="text"),
         report_to=[],
-        save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
         **settings,
@@ -338,3 +341,72 @@ def test_trainer(dataset, tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def evaluation_set():
+    return from_corpus(
+        ParallelCorpus.from_rows(
+            [
+                {"id": r["id"], "lang": r["lang"], "query": r["anchor"], "passage": r["positive"]}
+                for r in ROWS
+            ],
+            name="news",
+        )
+    )
+
+
+def test_the_evaluator_gives_the_figures_of_an_evaluation(tmp_path):
+    eval_set = evaluation_set()
+    model = build_static(train_tokenizer(eval_set.passages, 200), 16)
+    evaluator = HybridEvaluator(eval_set)
+    assert evaluator.primary_metric == "news_mAP_multi"
+    got = evaluator(model, str(tmp_path), epoch=1, steps=7)
+    expected = {
+        f"news_{name.replace(' ', '_')}": value for name, value in evaluate(model, eval_set).summary().items()
+    }
+    assert got == pytest.approx(expected)
+    assert 0 < got[evaluator.primary_metric] < 1
+    evaluator(model, str(tmp_path), epoch=2, steps=14)
+    text = (tmp_path / "hybrid_evaluation_news_results.csv").read_text()
+    table = list(csv.DictReader(text.splitlines()))
+    assert [row["steps"] for row in table] == ["7", "14"]
+    assert float(table[0]["mAP_multi"]) == got["news_mAP_multi"]
+    assert float(table[0]["rank_distance"]) == got["news_rank_distance"]
+
+
+def test_the_evaluator_says_what_it_cannot_give():
+    eval_set = evaluation_set()
+    assert not HybridEvaluator(eval_set, "", primary_metric="rank_distance").greater_is_better
+    with pytest.raises(ValueError, match=r"primary_metric must be one of mAP_mono, .*, got 'ndcg'"):
+        HybridEvaluator(eval_set, primary_metric="ndcg")
+    german = eval_set.of_languages(["de"])
+    model = build_static(train_tokenizer(eval_set.passages, 200), 16)
+    assert "news_mAP_cross" not in HybridEvaluator(german)(model)
+    with pytest.raises(ValueError, match="news does not define the primary_metric news_mAP_cross"):
+        HybridEvaluator(german, primary_metric="mAP_cross")(model)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_trainer_chooses_by_the_evaluator(dataset, tmp_path):
+    model = build_static(train_tokenizer((text for row in dataset for text in row.values()), 200), 16)
+    evaluator = HybridEvaluator(evaluation_set())
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_news_mAP_multi",
+        ),
+        train_dataset=dataset,
+        loss=InfoNCELoss(model),
+        evaluator=evaluator,
+    )
+    trainer.train()
+    found = [log["eval_news_mAP_multi"] for log in trainer.state.log_history if "eval_news_mAP_multi" in log]
+    assert found
+    assert trainer.state.best_metric == max(found)
+    assert evaluator(model)["news_mAP_multi"] == pytest.approx(max(found))

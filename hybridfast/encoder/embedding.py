@@ -87,7 +87,7 @@ def encode(
     """Embed texts as ``encode_query`` and ``encode_document`` do: (texts, D) float32, where the model is.
 
     A model that is trained from token ids goes through the trainer's chunks, of `batch_size` texts at most;
-    with `shared`, as :func:`encode_ids` says. `told` hears of how many texts each chunk had.
+    `told` and `shared` are those of :func:`encode_ids`.
     """
     if not texts:
         raise ValueError("texts must hold at least one text")

@@ -89,9 +89,10 @@ class Comparison:
         for name, estimates in self.estimates.items():
             differences = self.differences.get(name, {})
             rows.append([name, *(_cell(f, estimates[f], differences.get(f)) for f in self.family)])
-        return f"{layout(rows)}\n\n{self._legend()}"
+        return f"{layout(rows)}\n\n{self.legend()}"
 
-    def _legend(self) -> str:
+    def legend(self) -> str:
+        """What intervals and marks of the table mean."""
         many = max((e.seeds for of in self.estimates.values() for e in of.values()), default=1) > 1
         spread = "± standard deviation over seeds, " if many else ""
         unit = "questions and seeds" if many else "questions"

@@ -136,9 +136,8 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embed texts for evaluation, each side under its own prompt: (Q, D) and (N, D) float32.
 
-    Equal texts are embedded once. With `shared`, every rank of torch.distributed embeds a part, and gets
-    all. Rows stay on an NVIDIA GPU that made them, where `gold_ranks` reads them
-    too; else they are on the CPU.
+    Equal texts are embedded once; with `shared`, every rank of torch.distributed embeds a part, and gets all.
+    Rows stay on an NVIDIA GPU that made them, where `gold_ranks` reads them too; else they are on the CPU.
     """
     embeddings = []
     for task, texts in zip(TASKS, (queries, passages), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -75,6 +76,27 @@ class EvalSet:
         """(Q,) the number of each query's item, by first appearance: translations of a question share it."""
         number: dict[str, int] = {}
         return np.array([number.setdefault(item, len(number)) for item in self.items], np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all texts, languages, ids and judgments: equal for equal sets alone."""
+        digest = hashlib.sha256()
+        for texts in (
+            self.queries,
+            self.query_languages,
+            self.items,
+            self.query_ids,
+            self.passages,
+            self.passage_languages,
+            self.passage_ids,
+        ):
+            for text in texts:
+                content = text.encode("utf-8", "surrogatepass")
+                digest.update(len(content).to_bytes(8, "little") + content)
+            digest.update(b"\xff" * 8)  # no text is that long: the list ends
+        for numbers in (self.gold_indptr, self.gold_indices, self.grades):
+            digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
+        return digest.hexdigest()
 
     def relevant(self) -> EvalSet:
         """The set with the judgments of grade 1 and above alone; itself if there are no others."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,6 +17,9 @@ from hybridfast.evaluation.measures import MEASURES, Floats
 from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.ranks import RankCounts, rank_counts
 from hybridfast.evaluation.toplists import TopLists, top_lists
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LIST_DEPTH", "Evaluation", "evaluate_counts", "evaluate_embeddings", "evaluate_ranked"]
 
@@ -66,6 +70,21 @@ class Evaluation:
             "R@10 multi": self.multi("R@10"),
             "rank distance": _mean(self.rank_distance),
         }
+
+    def to_arrow(self) -> pa.Table:
+        """The figures of every query, a row each: see :meth:`Ranked.per_query`.
+
+        Raises ValueError for an evaluation that was made without ranks.
+        """
+        if self.ranked is None:
+            raise ValueError(
+                f"the evaluation of {self.name} holds no ranks, which figures per query follow from"
+            )
+        return self.ranked.per_query()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """As :meth:`to_arrow`, NaN where undefined; pandas is imported here."""
+        return self.to_arrow().to_pandas()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: plain lists and numbers, None for NaN."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hybridfast.evaluation.measures import MEASURES, Floats, Golds, Integers, re
 from hybridfast.evaluation.ranks import RankCounts
 from hybridfast.evaluation.significance import Sample
 from hybridfast.evaluation.toplists import TopLists
+from hybridfast.evaluation.worst import Failure, failures, worst
 
 __all__ = ["OTHER_CUTS", "Ranked", "Values", "read", "write"]
 
@@ -75,6 +77,8 @@ class Ranked:
     own: RankCounts
     everywhere: RankCounts
     list_values: dict[str, Floats]
+    failures: list[Failure] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,8 +106,13 @@ class Ranked:
                 counts.gold_indptr, [part.sum(axis=1, dtype=np.int32) for part in parts], counts.missing_G
             ),
             list_values={},
+            hashes={"texts": eval_set.fingerprint},
         )
-        return ranked if lists is None else replace(ranked, list_values=ranked._values_of(lists))
+        if lists is None:
+            return ranked
+        precision_Q, ranks_G = MEASURES["mAP"](ranked.golds), ranked.everywhere.ranks(ties)
+        found = failures(eval_set, precision_Q, ranked.clusters_Q, ranks_G, lists)
+        return replace(ranked, list_values=ranked._values_of(lists), failures=found)
 
     def _values_of(self, lists: TopLists) -> dict[str, Floats]:
         size = len(self.languages)
@@ -194,6 +203,20 @@ class Ranked:
         counts = _taken(self.everywhere, kept_before[self.everywhere.gold_indptr], kept_G)
         return Golds.of(counts, self.ties, self.grades_G[kept_G])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the ranks: what was asked, and all counts."""
+        about = self.languages, self.ties, self.query_ids, self.questions_Q, self.gold_ids
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for numbers in (self.passages_L, self.query_languages_Q, self.gold_languages_G, self.grades_G):
+            digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
+        for counts in (self.own, self.everywhere):
+            for part in (counts.gold_indptr, counts.greater_GL, counts.tied_GL, counts.later_GL):
+                digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+            if counts.missing_G is not None:
+                digest.update(counts.missing_G.tobytes())
+        return digest.hexdigest()
+
     def places_QL(self) -> Floats:
         """How many passages stand above the best gold in each language: (Q, L), NaN without any, infinite
         where none was retrieved.
@@ -204,6 +227,51 @@ class Ranked:
             greater_G[self.everywhere.missing_G] = np.inf
         np.fmin.at(places, (self.query_G, self.gold_languages_G), greater_G)
         return places
+
+    def worst_queries(self) -> list[Failure]:
+        """Those that are known with their texts, or else without."""
+        if self.failures:
+            return self.failures
+        indptr, ranks_G = self.everywhere.gold_indptr, self.everywhere.ranks(self.ties)
+        found = []
+        for query in worst(precision_Q := MEASURES["mAP"](self.golds), self.clusters_Q):
+            span = np.arange(indptr[query], indptr[query + 1])
+            span = span[np.argsort(ranks_G[span], kind="stable")]
+            golds = [(self.languages[self.gold_languages_G[gold]], float(ranks_G[gold])) for gold in span]
+            language = self.languages[self.query_languages_Q[query]]
+            found.append(
+                Failure(
+                    self.query_ids[query],
+                    language,
+                    "",
+                    float(precision_Q[query]),
+                    golds,
+                    (golds[0][0], ""),
+                    [],
+                )
+            )
+        return found
+
+    def per_query(self) -> pa.Table:
+        """A row a query: query, language, question; each measure in the pools "mono", "cross" (the mean over
+        the pools of the other languages) and "multi", as in `figures`; then the bias measures. Float64, null
+        where undefined.
+        """
+        _, query_V, language_V = self.pools()
+        mono_V = self.query_languages_Q[query_V] == language_V
+        columns = {
+            "query": pa.array(self.query_ids, pa.string()),
+            "language": pa.array(self.languages, pa.string()).take(pa.array(self.query_languages_Q)),
+            "question": pa.array(self.questions_Q, pa.string()),
+        }
+        for name, figure in self.figures.items():
+            if name.endswith((" mono", " cross")):
+                of_V = query_V[mono_V if name.endswith(" mono") else ~mono_V]
+                values_Q = replace(figure, cells_V=of_V).by_cell(len(self.query_ids))
+            else:
+                values_Q = figure.values_V
+            columns[name] = pa.array(values_Q, mask=np.isnan(values_Q))
+        return pa.table(columns)
 
     def same_questions_as(self, other: Ranked) -> None:
         """Raises ValueError unless both were asked the same, in the same order, with the same golds."""
@@ -255,8 +323,10 @@ def write(path: str | os.PathLike[str], ranked: Ranked) -> None:
         "passages": ranked.passages_L.tolist(),
         "ties": ranked.ties,
         "list_values": list(ranked.list_values),
+        "failures": [asdict(failure) for failure in ranked.failures],
+        "hashes": ranked.hashes,
     }
-    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about, ensure_ascii=False)})
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about)})
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -319,6 +389,8 @@ def _from_table(table: pa.Table, about: dict[str, Any]) -> Ranked:
         own=counts("own_"),
         everywhere=counts(""),
         list_values={name: table.column(name).to_numpy() for name in about["list_values"]},
+        failures=[Failure.of_json(failure) for failure in about.get("failures", [])],
+        hashes=about.get("hashes", {}),
     )
 
 

@@ -12,7 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from hybridfast.infonce.backends import TRITON
 
-__all__ = ["TIES", "RankCounts", "check_ties", "gold_ranks", "rank_counts"]
+__all__ = [
+    "TIES",
+    "RankCounts",
+    "check_scores_finite",
+    "check_ties",
+    "gold_ranks",
+    "kernels_of",
+    "matrix_of",
+    "rank_counts",
+]
 
 TIES = ("expected", "best", "worst", "trec")
 
@@ -108,7 +117,7 @@ def gold_ranks(
     if pool is None:
         groups_N = None
     else:
-        rows = len(_embeddings(passages, "passages"))
+        rows = len(matrix_of(passages, "passages"))
         groups_N = np.where(_pool_mask(pool, rows), 0, -1)
     return rank_counts(queries, passages, gold_indptr, gold_indices, groups_N, threads).ranks(ties)
 
@@ -126,8 +135,8 @@ def rank_counts(
     `passage_groups` is (N,) integer: the group (a language, say) each passage is in, from 0; -1 for passages
     in no pool; None for a single group. The other arguments and the errors are those of :func:`gold_ranks`.
     """
-    query_array, passage_array = _embeddings(queries, "queries"), _embeddings(passages, "passages")
-    kernels = _kernels(query_array, passage_array)
+    query_array, passage_array = matrix_of(queries, "queries"), matrix_of(passages, "passages")
+    kernels = kernels_of(query_array, passage_array)
     if query_array.shape[1] != passage_array.shape[1]:
         raise ValueError(
             "queries and passages must be equally wide, "
@@ -145,7 +154,7 @@ def rank_counts(
         threads = torch.get_num_threads()
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    _check_scores_finite(kernels, query_array, passage_array, threads)
+    check_scores_finite(kernels, query_array, passage_array, threads)
 
     if passage_groups is None:
         pool_rows, pool_starts = np.arange(rows), np.array([0, rows])
@@ -165,7 +174,7 @@ def check_ties(ties: str) -> None:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
 
 
-def _embeddings(values: ArrayLike | torch.Tensor, name: str) -> NDArray[Any] | torch.Tensor:
+def matrix_of(values: ArrayLike | torch.Tensor, name: str) -> NDArray[Any] | torch.Tensor:
     """Those of the CPU as a C-contiguous matrix of float32, float16 or the int16 bits of bfloat16; copied
     only if they must be. Those of a GPU as they are.
     """
@@ -184,7 +193,7 @@ def _embeddings(values: ArrayLike | torch.Tensor, name: str) -> NDArray[Any] | t
     return np.require(array, requirements=["C", "A"])
 
 
-def _kernels(queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor) -> Any:
+def kernels_of(queries: NDArray[Any] | torch.Tensor, passages: NDArray[Any] | torch.Tensor) -> Any:
     """The module whose `largest_norm` and `rank_counts` work where these embeddings are."""
     devices = [x.device if isinstance(x, torch.Tensor) else torch.device("cpu") for x in (queries, passages)]
     if devices[0] != devices[1]:
@@ -266,7 +275,7 @@ def _pool_mask(pool: ArrayLike, passages: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _check_scores_finite(
+def check_scores_finite(
     kernels: Any,
     queries: NDArray[Any] | torch.Tensor,
     passages: NDArray[Any] | torch.Tensor,

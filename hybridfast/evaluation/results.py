@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hybridfast._core import build_info
-from hybridfast.evaluation import plots, ranked
+from hybridfast.evaluation import plots, ranked, report
 from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.evaluation.ranked import Ranked
@@ -60,12 +60,15 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
         plots.heat_map(evaluation, folder / "language_pairs.png")
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """``results.md``, the table, and ``comparison.json``, every figure and difference."""
+def write_comparison(
+    folder: Path, comparison: Comparison, systems: Mapping[str, Sequence[Ranked]], command: str = ""
+) -> None:
+    """``results.md``, the table, ``comparison.json``, every figure and difference, and ``report.html``, a
+    page of all of it that ends with the `command`.
+    """
     _write_json(folder / "comparison.json", comparison.to_dict())
-    unfinished = folder / ".results.md"
-    unfinished.write_text(comparison.table() + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "results.md")
+    _write_text(folder / "results.md", comparison.table() + "\n")
+    _write_text(folder / "report.html", report.html(comparison, systems, command, environment()))
 
 
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]]:
@@ -96,8 +99,13 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    _write_text(path, text + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    # JSON lets half a character (a lone surrogate) into texts, UTF-8 does not.
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
     os.replace(unfinished, path)
 
 

@@ -13,6 +13,7 @@ from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.shards import weights_hash
 from hybridfast.evaluation import readers
 from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
@@ -116,16 +117,22 @@ class Project:
         if eval_set is None:
             return None
         if self.ranks.alone:
-            return evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
-        embeddings = encode(
-            model,
-            eval_set.queries,
-            eval_set.passages,
-            batch_size=self.config.eval_batch_size,
-            progress=self.ranks.is_first,
-            shared=True,
-        )
-        return rank(model, eval_set, *embeddings) if self.ranks.is_first else None
+            evaluation = evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
+        else:
+            embeddings = encode(
+                model,
+                eval_set.queries,
+                eval_set.passages,
+                batch_size=self.config.eval_batch_size,
+                progress=self.ranks.is_first,
+                shared=True,
+            )
+            if not self.ranks.is_first:
+                return None
+            evaluation = rank(model, eval_set, *embeddings)
+        if evaluation.ranked is not None:
+            evaluation.ranked.hashes["weights"] = weights_hash(model)
+        return evaluation
 
 
 def _load_corpus(config: TrainConfig) -> ParallelCorpus:

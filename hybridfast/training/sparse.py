@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LazyAdamW", "SparseTables", "clip_gradients"]
 
 PAYS = 4_096  # rows, from which a gradient of a chunk's tokens alone is worth sorting them, on a CPU
+BLOCK = 512  # rows stepped at a time, so that what is made of them stays in the cache
 # For a batch's token, from which a table is stepped lazily: a static encoder's step is little else.
 ROWS_PER_TOKEN, STATIC_ROWS_PER_TOKEN = 10, 2
 
@@ -194,8 +195,10 @@ class LazyAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for weight in group["params"]:
                 if "touched" in (state := self.state[weight]):
-                    moments = [weight, state["exp_avg"], state["exp_avg_sq"]]
-                    self._catch_up(group, state, slice(None), moments, state["step"])
+                    for first in range(0, len(weight), BLOCK):
+                        rows = slice(first, first + BLOCK)
+                        views = [table[rows] for table in (weight, state["exp_avg"], state["exp_avg_sq"])]
+                        self._catch_up(group, state, rows, views, state["step"])
                     state["touched"].copy_(state["step"])
 
     def _step_rows(self, group: dict[str, Any], weight: Tensor, grad: Tensor) -> None:
@@ -208,28 +211,32 @@ class LazyAdamW(torch.optim.AdamW):
                 state["exp_avg_sq"] = torch.zeros_like(weight)
             state["touched"] = state["step"].expand(len(weight)).clone()  # a row's last step
             state["rate"] = torch.full_like(state["touched"], float(group["lr"]))  # and its learning rate
-        rows_U = grad.indices()[0]
+        rows_U, before = grad.indices()[0], state["step"].clone()
         tables = [weight, state["exp_avg"], state["exp_avg_sq"]]
-        copies = [table.index_select(0, rows_U) for table in tables]
-        self._catch_up(group, state, rows_U, copies, state["step"])
-        adamw(
-            [copies[0]],
-            [grad.values()],
-            [copies[1]],
-            [copies[2]],
-            max_exp_avg_sqs=[],
-            state_steps=[state["step"]],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-        for table, copy in zip(tables, copies, strict=True):
-            table.index_copy_(0, rows_U, copy)
+        for rows, values in zip(rows_U.split(BLOCK), grad.values().split(BLOCK), strict=True):
+            copies = [table.index_select(0, rows) for table in tables]
+            self._catch_up(group, state, rows, copies, before)
+            state["step"].copy_(before)  # which every block counts up
+            adamw(
+                [copies[0]],
+                [values],
+                [copies[1]],
+                [copies[2]],
+                max_exp_avg_sqs=[],
+                state_steps=[state["step"]],
+                fused=group["fused"],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+            )
+            for table, copy in zip(tables, copies, strict=True):
+                table.index_copy_(0, rows, copy)
+        if not len(rows_U):
+            return
         state["touched"].index_fill_(0, rows_U, float(state["step"]))
         state["rate"].index_fill_(0, rows_U, float(group["lr"]))
 

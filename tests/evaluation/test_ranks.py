@@ -267,7 +267,7 @@ def test_embeddings_that_no_kernel_reads(
 ) -> None:
     """Tensors without values stand in for those of a GPU."""
     monkeypatch.setattr(ranks, "TRITON", triton)
-    monkeypatch.setattr(ranks, "_embeddings", lambda values, name: values)
+    monkeypatch.setattr(ranks, "matrix_of", lambda values, name: values)
     queries, passages = (
         torch.empty(2, 3, device="meta", dtype=on if isinstance(on, torch.dtype) else torch.float32)
         if on

@@ -16,6 +16,7 @@ from hybridfast.evaluation import search, trec
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.measures import Golds, average_precision, ndcg, recall, reciprocal_rank
 from hybridfast.evaluation.metrics import evaluate_counts, evaluate_embeddings
+from hybridfast.evaluation.ranks import gold_ranks, matrix_of
 
 QUERIES, PASSAGES = 23, 60  # small enough for a sort, large enough for ties and for languages of unlike size
 
@@ -114,8 +115,8 @@ def test_what_was_not_retrieved_has_no_rank(problem: tuple[EvalSet, np.ndarray, 
 def test_top_k_sorts_by_score_then_id(
     problem: tuple[EvalSet, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "QUERY_TILE", 5)  # so that tiles meet within
-    monkeypatch.setattr(search, "PASSAGE_TILE", 7)
+    for name, size in (("QUERIES", 9), ("QUERY_TILE", 5), ("PASSAGE_TILE", 7)):  # so that tiles meet within
+        monkeypatch.setattr(search, name, size)
     eval_set, queries, passages = problem
     queries[0], queries[1] = 0, -0.0  # all tied, at 0 and at -0
     scores = queries @ passages.T
@@ -123,12 +124,43 @@ def test_top_k_sorts_by_score_then_id(
     names = np.array(eval_set.passage_ids)
     assert (names[np.argsort(order)] == sorted(names)).all()
     for k in (1, 9, PASSAGES + 5):
-        rows_QK, scores_QK = search.top_k(queries, torch.tensor(passages).half(), k, order)
-        assert rows_QK.shape == scores_QK.shape == (QUERIES, min(k, PASSAGES))
-        for query in range(QUERIES):
-            expected = sorted(range(PASSAGES), key=lambda row: (-scores[query, row], -order[row]))[:k]
-            assert rows_QK[query].tolist() == expected
-            assert (scores_QK[query] == scores[query, expected]).all()
+        half = torch.tensor(passages).half()
+        most = min(k, PASSAGES)
+        for rows_QK, scores_QK in (
+            search.top_k(queries, half, k, order),
+            search.on_device(torch.tensor(queries), half, most, order, np.argsort(order)),
+        ):
+            assert rows_QK.shape == scores_QK.shape == (QUERIES, most)
+            for query in range(QUERIES):
+                expected = sorted(range(PASSAGES), key=lambda row: (-scores[query, row], -order[row]))[:k]
+                assert rows_QK[query].tolist() == expected
+                assert (scores_QK[query] == scores[query, expected]).all()
+
+
+def test_equal_passages_have_equal_scores() -> None:
+    """Those of `gold_ranks`, in any place: a product's columns may differ in the last bit."""
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((7, 77)).astype(np.float32)
+    passages = np.repeat(rng.standard_normal((2, 77)).astype(np.float32), 3001, axis=0)[rng.permutation(6002)]
+    rows_QK, scores_QK = search.top_k(queries, passages, 6002)
+    sides = torch.tensor(queries), torch.tensor(passages)
+    for scores in (scores_QK, search.on_device(*sides, 6002, np.arange(6002), np.arange(6002))[1]):
+        assert [len(np.unique(row)) for row in scores] == [2] * len(queries)
+    # The worse of the two passages stands behind all of the better one.
+    ranks = gold_ranks(queries, passages, np.arange(len(queries) + 1), rows_QK[:, -1])
+    assert (ranks == 1 + 3001 + 3000 / 2).all()
+
+
+def test_a_map_is_searched_without_a_copy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    queries, passages = (rng.standard_normal((rows, 16)).astype(np.float16) for rows in (5, 90))
+    np.save(tmp_path / "passages.npy", passages)
+    mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
+    assert np.shares_memory(matrix_of(search.rows_of(mapped, "passages"), "passages"), mapped)
+    for found, wanted in zip(
+        search.top_k(queries, mapped, 7), search.top_k(queries, passages, 7), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_scores_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -233,7 +265,7 @@ def test_what_search_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         search.top_k(ones, ones, 0)
     with pytest.raises(ValueError, match=r"equally wide, got \(2, 3\) and \(2, 2\)"):
         search.top_k(ones, ones[:, :2], 1)
-    with pytest.raises(ValueError, match="scores must be finite"):
+    with pytest.raises(ValueError, match="passages must be finite, but row 0 holds NaN"):
         search.top_k(ones, ones * np.nan, 1)
     with pytest.raises(ValueError, match="index must be one of hnsw, ivf, got 'flat'"):
         search.index_top_k(ones, ones, 1, "flat")

@@ -45,7 +45,7 @@ def counts_there(queries, passages, *others):
     if DEVICE == "cuda":
         return rank_counts(queries.cuda(), passages.cuda(), *others)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ranks, "_kernels", lambda *_: Interpreted)
+        patched.setattr(ranks, "kernels_of", lambda *_: Interpreted)
         return rank_counts(queries, passages, *others)
 
 
