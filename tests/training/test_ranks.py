@@ -321,8 +321,8 @@ def test_what_rank_0_refuses_ends_all(data: Path, tmp_path: Path) -> None:
 
 # --- sentence-transformers' own trainer --------------------------------------------------------------------
 
-WORDS = sorted({word for row in FACTS for word in row["passage"].lower().split() if word.isalpha()})
-TRIPLETS = [[f"{WORDS[36 * k + i]} " * (1 + (i + k) % 4) for k in range(3)] for i in range(12)]
+TOKENS = sorted({word for row in FACTS for word in row["passage"].lower().split() if word.isalpha()})
+TRIPLETS = [[f"{TOKENS[36 * k + i]} " * (1 + (i + k) % 4) for k in range(3)] for i in range(12)]
 # Rank 1's first passage is rank 0's second, and its first hard negative rank 0's first passage.
 REPEATED = [list(row) for row in TRIPLETS]
 REPEATED[6][1:] = TRIPLETS[1][1], TRIPLETS[0][1]
