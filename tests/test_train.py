@@ -78,7 +78,10 @@ def test_a_run_leaves_everything_that_describes_it(trained: Path) -> None:
 
 def test_the_saved_settings_repeat_the_run_bitwise(trained: Path, tmp_path: Path) -> None:
     train.main(
-        [str(trained / "train_config.yaml"), "--output_dir", str(tmp_path / "again"), "--num_workers", "0"]
+        [
+            *(str(trained / "train_config.yaml"), "--output_dir", str(tmp_path / "again")),
+            *("--num_workers", "0", "--eval_dataset", "none"),
+        ]
     )
     texts = ["Query: currency of Japan", "日本", "Passage: Madrid"]
     first, again = (

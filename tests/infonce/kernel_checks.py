@@ -58,7 +58,8 @@ def check(kernels, block, columns):
             empty = wanted == -torch.inf
             assert torch.equal(value == -torch.inf, empty)
             value, wanted = value.masked_fill(empty, 0), wanted.masked_fill(empty, 0)
-            assert (value - wanted).norm() <= tolerance * wanted.norm()
+            least = 0.1 if not wanted.ndim else 0.0  # the temperature's gradient, whose terms may cancel
+            assert (value - wanted).norm() <= tolerance * wanted.norm().clamp(min=least)
 
 
 def check_one_direction(kernels, block, needs=(True, True)):

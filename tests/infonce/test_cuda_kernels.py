@@ -99,7 +99,7 @@ def test_odd_shapes(kernels, queries, passages, dim):
     check(kernels, block(queries, passages, dim, torch.bfloat16, device=DEVICE), True)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 300), st.integers(1, 600), st.integers(1, 150), st.sampled_from(MASKS), st.booleans())
 def test_drawn_shapes(kernels, queries, passages, dim, masks, columns):
     check(kernels, block(queries, passages, dim, torch.bfloat16, device=DEVICE, **masks), columns)
