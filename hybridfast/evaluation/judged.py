@@ -158,11 +158,14 @@ def with_title(title: str, text: str, separator: str) -> str:
 def fields(path: Path, columns: str, separator: str | None = None) -> Iterable[tuple[int, list[str]]]:
     """Lines that are not blank, cut into as many fields as `columns` names, at blanks or at `separator`.
 
-    With one, the last field is the rest of its line. Raises ValueError with file and line for other counts.
+    With one, the last field is the rest of its line. Raises ValueError with file and line for other counts,
+    and for control characters.
     """
     count = len(columns.split())
     for line, text in lines(path):
         text = text.rstrip("\r\n")
+        if control := re.search("[\x00-\x08\x0e-\x1f]", text):  # trec_eval's ids would end there
+            raise ValueError(f"{path}:{line}: holds the control character {control[0]!r}")
         if separator is None and not text.isascii():
             parts = [part for part in re.split(f"[{BLANKS}]+", text) if part]
         else:

@@ -281,6 +281,12 @@ FILES = {
 }
 
 
+def test_control_characters_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, FILES | {"qrels": FILES["qrels"].replace(b"d1 1", b"d1\x00 1")})
+    with pytest.raises(ValueError, match=r"qrels:1: holds the control character '\\x00'"):
+        trec.eval_set_of(folder / "qrels", folder / "run", folder / "languages", language="sw")
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=damaged(FILES))
 def test_damaged_files_are_named_or_read_as_trec_eval_does(tmp_path: Path, files: dict[str, bytes]) -> None:
