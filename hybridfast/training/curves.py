@@ -37,12 +37,16 @@ def draw(log: Path, path: Path) -> None:
     _curves(speed, "pairs per second", trained, ["pairs_per_second"])
     speed.yaxis.set_major_formatter(EngFormatter())
     phases.set_title("shares of time", fontsize=10)
-    names = [name for name in (trained[0] if trained else {}) if name.startswith("time/")]
+    spent = dict.fromkeys(
+        name for line in trained for name in line if name.startswith("time/") and line[name]
+    )
+    names = [*spent]  # what a run never does has no place in the legend
     if trained:
-        shares = [[line[name] for line in trained] for name in names]
+        shares = [[line.get(name, 0.0) for line in trained] for name in names]
         steps = [line["step"] for line in trained]
         phases.stackplot(steps, shares, labels=[name.removeprefix("time/") for name in names])
-        phases.legend(fontsize=7, loc="center left")
+        phases.legend(fontsize=7, loc="center right")
+        phases.set_ylim(0, 1)
     phases.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (rate, norm, speed):
         axes.set_xlabel("step")
@@ -62,3 +66,6 @@ def _curves(axes: Axes, title: str, lines: Lines, names: Iterable[str], marker: 
             labels += 1
     if labels > 1:
         axes.legend(fontsize=7)
+    if not labels:
+        axes.text(0.5, 0.5, "none in this run", transform=axes.transAxes, ha="center", color="gray")
+        axes.set_yticks([])
