@@ -13,8 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+WORDS = [
+    {"id": str(i), "lang": lang, "query": f"{stem}{i}", "passage": f"{stem}{i} {stem}"}
+    for i in range(40)
+    for lang, stem in (("aa", "ka"), ("bb", "mo"))
+]
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["training.processes", "hybridfast.train", "sentence_transformers"])
+
+
+def flags(data: Path, folder: Path, steps: int, *more: str) -> list[str]:
+    """A small run of these words, with a checkpoint a step, which goes on where it was cut off."""
+    small = ["--batch_size", "8", "--max_steps", str(steps), "--dimension", "8", "--save_steps", "1"]
+    resume = ["--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
+    return ["--data", str(data), *small, *resume, *more]
 
 
 def start(

@@ -25,25 +25,18 @@ from hybridfast.training.checkpoint import Checkpoints, Damaged
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.optimizer import freeze
 
-WORDS = [
-    {"id": str(i), "lang": lang, "query": f"{stem}{i}", "passage": f"{stem}{i} {stem}"}
-    for i in range(40)
-    for lang, stem in (("aa", "ka"), ("bb", "mo"))
-]
 STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, WORDS)))
+    path.write_text("\n".join(map(json.dumps, processes.WORDS)))
     return path
 
 
 def flags(data: Path, folder: Path, *more: str) -> list[str]:
-    small = ["--batch_size", "8", "--max_steps", str(STEPS), "--dimension", "8", "--save_steps", "1"]
-    resume = ["--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
-    return ["--data", str(data), *small, *resume, *more]
+    return processes.flags(data, folder, STEPS, *more)
 
 
 def weights(folder: Path) -> str:
@@ -415,7 +408,7 @@ def test_a_checkpoint_of_something_else_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     train.main(flags(data, folder, "--max_steps", "2"))
-    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, WORDS[:-2])))
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, processes.WORDS[:-2])))
     moved = tmp_path / "moved.jsonl"
     shutil.copy(data, moved)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from hybridfast.encoder import loading
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.optimizer import Average, freeze, make_optimizer, trainable
-
-
-@pytest.fixture
-def model(tiny_xlm_r: Path):
-    return loading.load(str(tiny_xlm_r), device="cpu")
 
 
 def rates_of(model, **settings) -> dict[str, tuple[float, float]]:

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 
-from hybridfast.data.corpus import ParallelCorpus
-from hybridfast.encoder import embedding, loading
+from hybridfast.encoder import loading
 from hybridfast.training import loop, precision
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.precision import Precision
-
-ROWS = [
-    {"id": str(i), "lang": lang, "query": f"Query {i} {lang} ?", "passage": f"Passage {i} : {i} {lang}"}
-    for i in range(24)
-    for lang in ("de", "en")
-]
-
-
-@pytest.fixture
-def model(tiny_xlm_r: Path):
-    return loading.load(str(tiny_xlm_r), device="cpu")
-
-
-@pytest.fixture
-def tokens(model, tmp_path: Path):
-    return embedding.tokenize(model, ParallelCorpus.from_rows(ROWS), cache_dir=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("half", ["fp16", "bf16"])

@@ -201,33 +201,18 @@ def test_a_batch_smaller_than_the_ranks_is_refused(
 
 # --- whole processes ---------------------------------------------------------------------------------------
 
-WORDS = [
-    {"id": str(i), "lang": lang, "query": f"{stem}{i}", "passage": f"{stem}{i} {stem}"}
-    for i in range(40)
-    for lang, stem in (("aa", "ka"), ("bb", "mo"))
-]
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, WORDS)))
+    path.write_text("\n".join(map(json.dumps, processes.WORDS)))
     return path
 
 
 def flags(data: Path, folder: Path, *more: str) -> list[str]:
-    small = ["--batch_size", "8", "--max_steps", str(STEPS), "--dimension", "8", "--save_steps", "1"]
-    return [
-        "--data",
-        str(data),
-        *small,
-        "--output_dir",
-        str(folder),
-        "--resume_from_checkpoint",
-        "auto",
-        *more,
-    ]
+    return processes.flags(data, folder, STEPS, *more)
 
 
 def start_two(argv: list[str], folder: Path, die: dict[int, tuple[str, int]] | None = None) -> list[Any]:
