@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "bind_arrays.h"
 #include "bindings.h"
 #include "encoder/attention.h"
 #include "threads.h"
@@ -16,12 +17,7 @@ namespace hybridfast {
 namespace {
 
 using encoder::Heads;
-using Integers = py::array_t<std::int64_t, py::array::c_style>;
 using Key = std::tuple<std::uint64_t, std::uint32_t, float>;
-
-std::span<const std::int64_t> view(const Integers& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
-}
 
 std::optional<simd::Dropout> dropout_of(const std::optional<Key>& key) {
   if (!key) return std::nullopt;

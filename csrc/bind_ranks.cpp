@@ -1,5 +1,6 @@
 #include <pybind11/numpy.h>
 
+#include "bind_arrays.h"
 #include "bind_embeddings.h"
 #include "bindings.h"
 #include "ranks.h"
@@ -9,12 +10,6 @@ namespace py = pybind11;
 
 namespace hybridfast {
 namespace {
-
-using Integers = py::array_t<std::int64_t, py::array::c_style>;
-
-std::span<const std::int64_t> view(const Integers& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
-}
 
 py::tuple find_largest_norm(const py::array& array, int threads) {
   const Embeddings embeddings = view_embeddings(array, "embeddings");

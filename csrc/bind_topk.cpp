@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "bind_arrays.h"
 #include "bind_embeddings.h"
 #include "bindings.h"
 #include "threads.h"
@@ -11,12 +12,6 @@ namespace py = pybind11;
 
 namespace hybridfast {
 namespace {
-
-using Integers = py::array_t<std::int64_t, py::array::c_style>;
-
-std::span<const std::int64_t> view(const Integers& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
-}
 
 py::tuple find_top_k(const py::array& queries, const py::array& passages, const Integers& rows,
                      const Integers& excluded_groups, const Integers& excluded_indptr,
