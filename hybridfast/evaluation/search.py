@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,13 +153,14 @@ def recall_of_exact(rows_QK: NDArray[np.int64], exact_QK: NDArray[np.int64]) -> 
 
 def _equal_rows(passages: torch.Tensor) -> NDArray[np.int64]:
     """(N,) the number of each row's content, by first appearance."""
-    number: dict[int, int] = {}
+    number: dict[bytes, int] = {}
     copies = np.empty(len(passages), np.int64)
     for begin in range(0, len(passages), 65536):
         rows = passages[begin : begin + 65536].cpu().contiguous()
         content = rows.view(torch.uint8).numpy()
         for i, row in enumerate(content):
-            copies[begin + i] = number.setdefault(hash(row.tobytes()), len(number))
+            digest = hashlib.blake2b(row, digest_size=16).digest()
+            copies[begin + i] = number.setdefault(digest, len(number))
     return copies
 
 
