@@ -45,6 +45,7 @@ class Dropout(TorchFunctionMode):
         super().__init__()
         self.seed, self.step, self.texts = seed, step, texts
         self.site = 0  # how many dropouts of the model came before
+        self._moved: dict[int, tuple[Any, Tensor]] = {}
         self.depends_on_chunks: set[str] = set()  # dropouts whose places are not known, as what they see
 
     def key(self, p: float) -> Key:
@@ -78,8 +79,18 @@ class Dropout(TorchFunctionMode):
         if not (values.device.type == "cpu" or (values.device.type == "cuda" and TRITON)):
             self.depends_on_chunks.add(f"values on {values.device.type}")
             return functional.dropout(values, key[1] / 65536)
-        dropped: Tensor = _Drop.apply(values, key, *self._places(values))
+        dropped: Tensor = _Drop.apply(values, key, *self._on(values.device, self._places(values)))
         return dropped
+
+    def _on(self, device: torch.device, places: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """Places where the values are. They go to a GPU once: each copy would wait for its work."""
+        if device.type == "cpu":
+            return places
+        for array in places:
+            if array is not None and id(array) not in self._moved:
+                moved = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+                self._moved[id(array)] = array, moved  # held, so that no other array gets its id
+        return tuple(None if array is None else self._moved[id(array)][1] for array in places)
 
     def _places(self, values: Tensor) -> tuple[Any, Any, Any]:
         """The places of a tensor's rows, and of attention weights their heads and first entries."""

@@ -95,9 +95,9 @@ def encode(
     try:
         side = Side(model, task, [texts[0], max(texts, key=len)])
         side.check()
-    except ValueError:
+        ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
+    except ValueError:  # the model, or one of the texts, is more than token ids tell
         return _encode_preprocessed(model, task, texts, batch_size, told)
-    ids_T, lengths_B = (torch.from_numpy(array) for array in side.ids(texts))
     return encode_ids(side, ids_T, lengths_B, batch_size=batch_size, told=told, shared=shared)
 
 

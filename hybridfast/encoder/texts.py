@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["Texts", "cut_into_chunks", "default_places"]
 
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
 CPU_PLACES, GPU_PLACES = 2_048, 32_768  # of a chunk, at most
 CPU_OVERHEAD, GPU_OVERHEAD = 64, 4_096  # of one more padded chunk, in places computed meanwhile
 
@@ -38,6 +40,7 @@ class Texts:
         self.lengths_B, self.packed, self.left = lengths_B, packed, left
         self.starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_B)])
         self.places_B = self.starts_B1[:-1].copy() if places_B is None else places_B
+        self._pairs: dict[int, Pairs] = {}
 
     @property
     def count(self) -> int:
@@ -61,19 +64,23 @@ class Texts:
         padding_B = self.longest - self.lengths_B if self.left else np.zeros_like(self.lengths_B)
         return np.arange(self.longest) - padding_B[:, None]
 
-    def pair_places(self, heads: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def pair_places(self, heads: int) -> Pairs:
         """Of padded attention weights (B, heads, L, L), each row's text, head from 1, and first entry.
 
         Entry ``i * width + j`` is of a text's query i and key j, its width the length rounded up to 32; where
         padding comes first, so do entries below a row's own.
         """
+        if heads in self._pairs:  # every layer asks anew
+            return self._pairs[heads]
         width_B = -(-self.lengths_B // 32) * 32
         within_BL = self._within_BL
         first_BL = within_BL * width_B[:, None] + within_BL[:, :1]
         shape = (self.count, heads, self.longest)
         rows = np.broadcast_to(self.places_B[:, None, None], shape)
         heads_ = np.broadcast_to(np.arange(1, heads + 1)[None, :, None], shape)
-        return rows.ravel(), heads_.ravel(), np.broadcast_to(first_BL[:, None], shape).ravel()
+        first = np.broadcast_to(first_BL[:, None], shape)
+        self._pairs[heads] = rows.ravel(), heads_.ravel(), first.ravel()
+        return self._pairs[heads]
 
 
 def default_places(device: torch.device) -> int:

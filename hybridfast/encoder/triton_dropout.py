@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -59,23 +56,29 @@ def _drop(
             tl.store(out_ptr + at, tl.where(entry < 0, value, kept), mask=inside)
 
 
-def dropout(values: Tensor, key: tuple[int, int, float], rows: Any, heads: Any, first: Any) -> Tensor:
-    """Dropout of a tensor's rows, of any float dtype; otherwise as ``hybridfast._core.dropout``."""
+def dropout(
+    values: Tensor,
+    key: tuple[int, int, float],
+    rows: Tensor,
+    heads: Tensor | None,
+    first: Tensor | None,
+) -> Tensor:
+    """Dropout of a tensor's rows, of any float dtype; otherwise as ``hybridfast._core.dropout``.
+
+    Args:
+        rows, heads, first: (R,) int64 where the values are, of each of their rows.
+    """
     numbers, dropped, scale = key
     values = values.detach().contiguous()
     out = torch.empty_like(values)
     columns = values.numel() // max(1, len(rows))
     if not values.numel():
         return out
-    places = [
-        None if array is None else torch.from_numpy(np.ascontiguousarray(array)).to(values.device)
-        for array in (rows, heads, first)
-    ]
     groups = triton.cdiv(columns, 128) + (first is not None)
     _drop[(len(rows), triton.cdiv(groups, GROUPS))](
         values,
         out,
-        *(places[0] if array is None else array for array in places),
+        *(rows if places is None else places for places in (rows, heads, first)),
         columns,
         numbers - (1 << 64) if numbers >= 1 << 63 else numbers,  # as int64, which Triton takes any number for
         dropped,

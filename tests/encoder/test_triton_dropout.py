@@ -28,10 +28,12 @@ def test_masks_are_those_of_the_native_kernel(columns: int, dtype: torch.dtype, 
     values = torch.randn(3, columns).to(dtype)
     for number in (1, 2**64 - 3):
         key = (number, 6554, 1.25)
-        got = triton_dropout.dropout(values.to(DEVICE), key, rows, heads, first).cpu()
+        places = (None if a is None else torch.from_numpy(a).to(DEVICE) for a in (rows, heads, first))
+        got = triton_dropout.dropout(values.to(DEVICE), key, *places).cpu()
         wanted = np.empty((3, columns), np.float32)
         _core.dropout(values.float().numpy(), rows, heads, first, key, wanted, 1)
         assert got.dtype == dtype
         rounding = 0 if dtype == torch.float32 else 2**-7  # the interpreter cuts bits off
         torch.testing.assert_close(got.float(), torch.from_numpy(wanted), rtol=rounding, atol=0)
-    assert triton_dropout.dropout(values[:0], key, rows[:0], None, None).shape == (0, columns)
+    none = torch.from_numpy(rows[:0])
+    assert triton_dropout.dropout(values[:0], key, none, None, None).shape == (0, columns)
