@@ -10,6 +10,8 @@
     python -m hybridfast.evaluate --model A B C --baseline A --dataset cldr       # side by side
     python -m hybridfast.evaluate --compare runs/A-cldr-1 runs/compare-1          # later, without encoding
 
+    torchrun --nproc_per_node 8 -m hybridfast.evaluate --model A --dataset miracl # each process a part
+
 prints the table of the hybrid-batch paper (arXiv 2408.10536): mAP in the three pools, recall, and the rank
 distance, which measures language bias (lower is better), each with its interval; writes it with the ranks of
 every query, all other measures, and a picture of all language pairs.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +35,7 @@ from hybridfast.evaluation.encode import embed
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import LIST_DEPTH, Evaluation, evaluate_counts, evaluate_embeddings
 from hybridfast.evaluation.ranked import Ranked
+from hybridfast.training.ranks import Ranks
 
 __all__ = ["EvaluateConfig", "main"]
 
@@ -125,24 +129,38 @@ def main(argv: list[str] | None = None) -> None:
     words = shlex.join(["python", "-m", "hybridfast.evaluate", *argv])
     config = cli.parse(EvaluateConfig, "python -m hybridfast.evaluate", __doc__ or "", argv)
     with cli.usage_errors():
-        output_dir = cli.check_output_folder(config.output_dir or cli.next_free(_title(config)))
+        ranks = Ranks.join(config.device)
+    with ranks, ranks.one_voice():
+        _run(config, words, ranks)
+
+
+def _run(config: EvaluateConfig, words: str, ranks: Ranks) -> None:
+    """All that the command does, on every rank: each embeds and ranks a part, and the first one writes."""
+    with cli.usage_errors():
+        output_dir = ranks.by_first(
+            lambda: cli.check_output_folder(config.output_dir or cli.next_free(_title(config)))
+        )
         if config.compare:
-            systems = results.read_runs(config.compare)
-            comparison = _compare(config, systems)
-            with cli.output_folder(output_dir) as output:
-                results.write_comparison(output.folder, comparison, systems, words)
-            print(f"\nWrote {output.path}/report.html, comparison.json and results.md")
+            if ranks.is_first:
+                _compare_runs(config, config.compare, output_dir, words)
             return
-        eval_set = _read(config)
+        with ranks.one_first():
+            eval_set = _read(config)
         names = [Path(config.run).stem] if config.run else _names(config.model)
         if config.baseline is not None and config.baseline not in names:
             raise ValueError(f"baseline must be one of {', '.join(names)}, got {config.baseline!r}")
-    systems = {}
-    with cli.output_folder(output_dir) as output:
+    systems: dict[str, list[Ranked]] = {}
+    with ExitStack() as stack:
+        output = ranks.by_first(lambda: stack.enter_context(cli.output_folder(output_dir)))
         for name, model in zip(names, config.model or [""], strict=True):
             one = config if config.run else replace(config, model=model)  # type: ignore[arg-type]
             with cli.usage_errors():
-                evaluation, run, details = (_of_run if config.run else _of_model)(one, eval_set)
+                if config.run:
+                    evaluation, run, details = _of_run(one, eval_set)
+                else:
+                    evaluation, run, details = _of_model(one, eval_set, ranks)
+            if not ranks.is_first:
+                continue
             for note in details["notes"] if not systems else ():
                 print(note)
             folder = output.folder / name if len(names) > 1 else output.folder
@@ -158,12 +176,22 @@ def main(argv: list[str] | None = None) -> None:
                     trec.write_qrels(folder / "qrels.trec", eval_set)
             finally:  # the numbers outlive a picture that fails
                 output.keep |= (folder / "metrics.json").is_file()
-        with cli.usage_errors():
-            results.write_comparison(output.folder, _compare(config, systems), systems, words)
+        if ranks.is_first:
+            with cli.usage_errors():
+                results.write_comparison(output.folder, _compare(config, systems), systems, words)
+    ranks.wait()
     there = f"{output.path}/MODEL" if len(names) > 1 else str(output.path)
     print(f"\nWrote {output.path}/report.html; {there}/metrics.json, ranks.parquet and language_pairs.png")
     if config.write_run:
         print(f"Wrote {there}/run.trec and {there}/qrels.trec")
+
+
+def _compare_runs(config: EvaluateConfig, folders: list[str], output_dir: Path, words: str) -> None:
+    systems = results.read_runs(folders)
+    comparison = _compare(config, systems)
+    with cli.output_folder(output_dir) as output:
+        results.write_comparison(output.folder, comparison, systems, words)
+    print(f"\nWrote {output.path}/report.html, comparison.json and results.md")
 
 
 def _title(config: EvaluateConfig) -> str:
@@ -223,7 +251,7 @@ def _measured(eval_set: EvalSet, run: trec.Run) -> Evaluation:
     return evaluate_counts(eval_set, trec.run_counts(run, eval_set), "trec", lists)
 
 
-def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
+def _of_model(config: EvaluateConfig, eval_set: EvalSet, ranks: Ranks) -> Result:
     """Of all passages, or of those that an index finds; with the best of them if they are to be written."""
     model = config.load()
     queries, passages = embed(
@@ -232,14 +260,18 @@ def _of_model(config: EvaluateConfig, eval_set: EvalSet) -> Result:
         batch_size=config.eval_batch_size,
         folder=config.embeddings_dir,
         dtype=config.embeddings_dtype,
+        progress=ranks.is_first,
+        shared=True,
     )
     details: dict[str, Any] = {"notes": eval_set.notes, "weights": weights_hash(model)}
     run = None
-    if config.write_run or config.index != "exact":
-        exact = search.top_k(queries, passages, config.run_depth, trec.id_order(eval_set), progress=True)
+    if config.write_run or config.index != "exact":  # one rank's work: all do the same
+        exact = search.top_k(
+            queries, passages, config.run_depth, trec.id_order(eval_set), progress=ranks.is_first
+        )
         run = trec.run_of(eval_set, *exact)
     if config.index == "exact":
-        return evaluate_embeddings(eval_set, queries, passages), run, details
+        return evaluate_embeddings(eval_set, queries, passages, shared=True), run, details
     found = search.index_top_k(queries, passages, config.run_depth, config.index)
     recall = search.recall_of_exact(found[0], exact[0])
     print(f"{config.index}: recall@{exact[0].shape[1]} against exact search {recall:.4f}")

@@ -12,12 +12,11 @@ folder is a SentenceTransformer: load it with SentenceTransformer(path).
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.parse(TrainConfig, "python -m hybridfast.train", __doc__ or "", argv)
     with cli.usage_errors():
         ranks = Ranks.join(config.device)
-    with ranks, _one_voice(ranks):
+    with ranks, ranks.one_voice():
         _run(config, argv, ranks)
 
 
@@ -185,16 +184,6 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
         print(f"\n{project.eval_set.name}: higher is better but for the rank distance\n")
         print(_table(config, systems).table())
     _closing_words(config, output.path, several=len(runs) > 1)
-
-
-@contextmanager
-def _one_voice(ranks: Ranks) -> Iterator[None]:
-    """What other ranks than 0 print is not shown; their errors are."""
-    if ranks.is_first:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        yield
 
 
 def _title(config: TrainConfig, name: str, run: TrainConfig) -> str:

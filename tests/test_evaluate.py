@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from encoder.model_kinds import KINDS
+from training import processes
 
 from hybridfast import evaluate as command
 from hybridfast.encoder import embedding, loading
@@ -257,6 +258,35 @@ def test_an_index_reports_its_recall(
     assert 0.5 <= metrics["index"]["recall_of_exact"] <= 1
     assert "hnsw: recall@2 against exact search" in capsys.readouterr().out
     assert len((tmp_path / "out" / "run.trec").read_text().splitlines()) == 12
+
+
+def test_two_processes_find_what_one_finds(model_folder: Path, tmp_path: Path) -> None:
+    """As torchrun starts them: each embeds a part and ranks for a part, and the first one writes."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, processes.WORDS)))
+    common = ["--model", str(model_folder), "--dataset", str(rows), "--embeddings_dir"]
+    alone = tmp_path / "alone"
+    command.main([*common, str(tmp_path / "embedded"), "--output_dir", str(alone)])
+    ranks = [
+        processes.start(
+            [*common, str(tmp_path / "shared"), "--output_dir", str(tmp_path / "both")],
+            tmp_path / f"output-{rank}",
+            environment=environment,
+            command="evaluate",
+        )
+        for rank, environment in enumerate(processes.environments(2))
+    ]
+    for rank, process in enumerate(ranks):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / f"output-{rank}").read_text()
+    both = tmp_path / "both"
+    assert sorted(path.name for path in both.iterdir()) == WRITTEN
+    evaluations = [
+        json.loads((folder / "metrics.json").read_text())["evaluation"] for folder in (alone, both)
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert "mAP mono" in (tmp_path / "output-0").read_text()
+    assert "mAP mono" not in (tmp_path / "output-1").read_text()
 
 
 def test_what_a_reader_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["dealt", "gathered", "own"]
+__all__ = ["dealt", "from_all", "gathered", "own", "part"]
 
 T = TypeVar("T")
 
@@ -22,6 +22,22 @@ def dealt(tasks: list[T], shared: bool) -> list[list[T]]:
 def own(shares: list[list[T]]) -> list[T]:
     """This rank's share."""
     return shares[dist.get_rank() if len(shares) > 1 else 0]
+
+
+def part(rows: int, shared: bool) -> slice:
+    """This rank's of so many rows, one rank's after the other's; all, unless they are shared."""
+    ranks = dist.get_world_size() if shared and dist.is_initialized() else 1
+    rank = dist.get_rank() if ranks > 1 else 0
+    return slice(rows * rank // ranks, rows * (rank + 1) // ranks)
+
+
+def from_all(value: T, shared: bool) -> list[T]:
+    """What each rank has, one after the other; this one's, unless it is shared."""
+    if not (shared and dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gathered(rows_BD: Tensor, counts: list[int]) -> Tensor:

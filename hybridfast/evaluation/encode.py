@@ -107,9 +107,16 @@ def _firsts(texts: list[str]) -> NDArray[np.int64]:
 
 
 def rank(
-    model: SentenceTransformer, eval_set: EvalSet, queries: torch.Tensor, passages: torch.Tensor
+    model: SentenceTransformer,
+    eval_set: EvalSet,
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    *,
+    shared: bool = False,
 ) -> Evaluation:
     """The figures of a set that the model has embedded: (Q, D) and (N, D) float32, as :func:`encode` does.
+
+    With `shared`, every rank of torch.distributed calls this, ranks for a part of the queries, and gets all.
 
     Raises:
         ValueError: an embedding is not finite, or the model compares in a way that is unknown here.
@@ -117,7 +124,7 @@ def rank(
     queries, passages = _comparable(model, eval_set, queries, passages)
     if not (TRITON and queries.device.type == passages.device.type == "cuda"):
         queries, passages = queries.cpu(), passages.cpu()
-    return evaluate_embeddings(eval_set, queries, passages)
+    return evaluate_embeddings(eval_set, queries, passages, shared=shared)
 
 
 def _comparable(

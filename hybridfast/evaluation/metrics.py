@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hybridfast.encoder.gathering import from_all, part
 from hybridfast.evaluation import bias
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.measures import MEASURES, Floats
@@ -113,6 +114,8 @@ def evaluate_embeddings(
     ties: str = "expected",
     threads: int | None = None,
     list_depth: int = LIST_DEPTH,
+    *,
+    shared: bool = False,
 ) -> Evaluation:
     """All measures in the monolingual, cross-lingual and multilingual pools, from one pass over the
     scores, and from a second one those of language bias that read the first `list_depth` passages (0: none).
@@ -121,8 +124,9 @@ def evaluate_embeddings(
     ``eval_set.passages`` in order. Scores are inner products: normalise the rows first where cosine is meant.
     A query counts only in pools that hold a gold of it. With ``ties="expected"`` a measure is its expectation
     over the orders of tied passages, with "best" and "worst" its largest and smallest value, with "trec" that
-    of trec_eval's order, by descending ``eval_set.passage_ids``. Dtypes, `threads` and errors are those of
-    :func:`hybridfast.gold_ranks`.
+    of trec_eval's order, by descending ``eval_set.passage_ids``. With `shared`, every rank of
+    torch.distributed calls this with the same embeddings, ranks for a part of the queries, and gets all.
+    Dtypes, `threads` and errors are those of :func:`hybridfast.gold_ranks`.
     """
     for name, embeddings, texts in (
         ("query_embeddings", query_embeddings, eval_set.queries),
@@ -144,13 +148,19 @@ def evaluate_embeddings(
         ordered = passage_embeddings[order_N]  # type: ignore[index]
     place_N = np.empty_like(order_N)
     place_N[order_N] = np.arange(len(order_N))
-    golds = eval_set.gold_indptr, place_N[eval_set.gold_indices]
-    counts = rank_counts(query_embeddings, ordered, *golds, language_N[order_N], threads)
+    own = part(len(eval_set.queries), shared)
+    first_G, last_G = eval_set.gold_indptr[[own.start, own.stop]]
+    golds = (
+        eval_set.gold_indptr[own.start : own.stop + 1] - first_G,
+        place_N[eval_set.gold_indices[first_G:last_G]],
+    )
+    queries: Any = query_embeddings[own]  # type: ignore[index]
+    counts = rank_counts(queries, ordered, *golds, language_N[order_N], threads)
+    counts = RankCounts.joined(from_all(counts, shared))
     lists = None
     if list_depth:
-        lists = top_lists(
-            query_embeddings, ordered, list_depth, language_N[order_N], len(eval_set.languages)
-        ).renumbered(order_N)
+        lists = top_lists(queries, ordered, list_depth, language_N[order_N], len(eval_set.languages))
+        lists = TopLists.joined(from_all(lists, shared)).renumbered(order_N)
     return evaluate_counts(eval_set, counts, ties, lists)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,18 @@ class RankCounts:
     tied_GL: NDArray[np.int32]
     later_GL: NDArray[np.int32]
     missing_G: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[RankCounts]) -> RankCounts:
+        """Those of some queries, and then of others over the same passages."""
+        if len(parts) == 1:
+            return parts[0]
+        sizes = [np.diff(part.gold_indptr) for part in parts]
+        names = "gold_groups_G", "greater_GL", "tied_GL", "later_GL"
+        return cls(
+            np.concatenate([[0], *sizes]).cumsum(),
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
+        )
 
     def pool(self, group: int) -> RankCounts:
         """The counts within one group: its golds against its passages."""

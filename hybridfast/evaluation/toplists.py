@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,15 @@ class TopLists:
     scores_QK: NDArray[np.float32]
     beyond_QL: NDArray[np.int64]
     passage_languages_N: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[TopLists]) -> TopLists:
+        """Those of some queries, and then of others over the same passages."""
+        rows_QK, scores_QK, beyond_QL = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("rows_QK", "scores_QK", "beyond_QL")
+        )
+        return cls(rows_QK, scores_QK, beyond_QL, parts[0].passage_languages_N)
 
     @property
     def languages_QK(self) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ with the same dropout, which is a function of seed, step and place.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Chunks", "lengths_of", "with_places"]
 
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
+GIVEN_BACK = 8  # chunks that are not kept, after which the C library returns what it holds and nobody uses
 
 
 class Chunks:
@@ -63,6 +65,7 @@ class Chunks:
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
+        self.passed = 0  # calls of the encoder whose activations were not kept
         self.encoded = 0  # places of this batch, padding counted; 0 of a static encoder
         self._unreached, self._warned = out_of_reach(model), False
 
@@ -144,9 +147,20 @@ class Chunks:
             return self._measure(run, places)
         if self.kept_bytes + self.bytes_per_place * places > self._budget():
             self.recomputed += 1
-            embeddings: Tensor = checkpoint(run, use_reentrant=False)
+            embeddings: Tensor = checkpoint(lambda: self._passing(run), use_reentrant=False)
             return embeddings
         self.kept_bytes += self.bytes_per_place * places
+        return run()
+
+    def _passing(self, run: Callable[[], Tensor]) -> Tensor:
+        """A chunk that is not kept, in the forward pass or the backward pass.
+
+        Chunks differ by a few places, so that one's freed memory is often a little too small for the next
+        one's, and the heap of a batch of thousands of pairs grows to several times what is in use.
+        """
+        self.passed += 1
+        if self.passed % GIVEN_BACK == 0:
+            _give_memory_back()
         return run()
 
     def _measure(self, run: Callable[[], Tensor], places: int) -> Tensor:
@@ -188,6 +202,12 @@ class Chunks:
                 stacklevel=3,
             )
             self._warned = True
+
+
+def _give_memory_back() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def with_places(batch: Batch) -> list[Features | None]:

@@ -111,7 +111,7 @@ class Project:
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
         """The held-out figures of a model; None without an evaluation set, and on other ranks than 0.
 
-        All ranks embed, each a part.
+        All ranks embed and rank, each a part.
         """
         eval_set = self.eval_set
         if eval_set is None:
@@ -127,9 +127,9 @@ class Project:
                 progress=self.ranks.is_first,
                 shared=True,
             )
+            evaluation = rank(model, eval_set, *embeddings, shared=True)
             if not self.ranks.is_first:
                 return None
-            evaluation = rank(model, eval_set, *embeddings)
         if evaluation.ranked is not None:
             evaluation.ranked.hashes["weights"] = weights_hash(model)
         return evaluation

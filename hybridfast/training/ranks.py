@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -113,6 +113,15 @@ class Ranks:
             why = f": {first[2]}" if first[2] else f" with exit code {first[1]}"
             print(f"rank {self.rank} ends, since rank {first[0]} did{why}", file=sys.stderr)
             raise SystemExit(first[1]) from None
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """What other ranks than 0 print in this block is not shown; their errors are."""
+        if self.is_first:
+            yield
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield
 
     # --- what is done once --------------------------------------------------------------------------------
 

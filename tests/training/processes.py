@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +37,9 @@ def start(
     output: Path,
     die: tuple[str, int] | None = None,
     environment: dict[str, str] | None = None,
+    command: str = "train",
 ) -> Any:
-    """``python -m hybridfast.train`` with such flags.
+    """``python -m hybridfast.train``, or another command, with such flags.
 
     Args:
         output: a file for what it prints.
@@ -44,9 +47,17 @@ def start(
             step's loss, there is an error.
         environment: variables that it has besides this process's.
     """
-    process = CONTEXT.Process(target=_main, args=(argv, str(output), die, environment or {}))
+    process = CONTEXT.Process(target=_main, args=(argv, str(output), die, environment or {}, command))
     process.start()
     return process
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    """What torchrun would set for each rank."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def of_test(function: Callable[..., None], *arguments: Any) -> Any:
@@ -68,10 +79,11 @@ def _call(file: str, name: str, arguments: tuple[Any, ...]) -> None:
     getattr(module, name)(*arguments)
 
 
-def _main(argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str]) -> None:
+def _main(
+    argv: list[str], output: str, die: tuple[str, int] | None, environment: dict[str, str], command: str
+) -> None:
     import torch
 
-    from hybridfast import train
     from hybridfast.infonce import distributed
 
     os.environ |= environment
@@ -92,7 +104,7 @@ def _main(argv: list[str], output: str, die: tuple[str, int] | None, environment
             return function(*args, **options)
 
         setattr(module, name, dying)
-    train.main(argv)
+    importlib.import_module(f"hybridfast.{command}").main(argv)
 
 
 def steps_logged(folder: Path) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,6 @@ def run_all(cases: list[str], folder: str, tiny: str, environment: dict[str, str
             run(case, Path(folder, case), tiny, these)
 
 
-def environments(world: int) -> list[dict[str, str]]:
-    """What torchrun would set for each rank."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_xlm_r: Path) -> Path:
     folder = tmp_path_factory.mktemp("alone")
@@ -104,7 +95,7 @@ def test_ranks_give_what_one_process_gives(
         (tmp_path / case).mkdir()
     started = [
         processes.of_test(run_all, cases, str(tmp_path), str(tiny_xlm_r), environment)
-        for environment in environments(world)
+        for environment in processes.environments(world)
     ]
     for process in started:
         process.start()
@@ -219,7 +210,7 @@ def start_two(argv: list[str], folder: Path, die: dict[int, tuple[str, int]] | N
     """Two ranks of the command; what they print is in output-0 and output-1."""
     return [
         processes.start(argv, folder / f"output-{rank}", (die or {}).get(rank), environment)
-        for rank, environment in enumerate(environments(2))
+        for rank, environment in enumerate(processes.environments(2))
     ]
 
 
@@ -368,7 +359,7 @@ def test_its_loss_is_that_of_one_process(tiny_xlm_r: Path, tmp_path: Path) -> No
     losses(str(tmp_path / "alone"), str(tiny_xlm_r), 0, 1)
     started = [
         processes.of_test(losses_of_a_rank, str(tmp_path), str(tiny_xlm_r), environment)
-        for environment in environments(2)
+        for environment in processes.environments(2)
     ]
     for process in started:
         process.start()
