@@ -1,10 +1,11 @@
-"""Turn parallel news (NTREX-128) and how-to pages (tldr) into training rows for hybridfast.
+"""Turn parallel news (NTREX-128), how-to pages (tldr) and LibreOffice's help into rows for hybridfast.
 
     python benchmarks/real_text.py DATA_DIR pairs/
+    python benchmarks/real_text.py DATA_DIR pairs/ --sources lohelp ntrex --leave_out el vi
 
-DATA_DIR holds ntrex/{ar,de,...}.txt, line-aligned, and tldr/{ar,de,...}.jsonl with id, title, description and
-examples. Writes pairs/ntrex.jsonl, pairs/tldr.jsonl and pairs/cldr.jsonl (the embedded corpus), which
-``python -m hybridfast.train --data pairs/`` reads as three sources.
+DATA_DIR holds ntrex/{ar,de,...}.txt, line-aligned, tldr/{ar,de,...}.jsonl with id, title, description and
+examples, and lohelp/{ar,de,...}.jsonl with rows. Writes pairs/SOURCE.jsonl, which
+``python -m hybridfast.train --data pairs/`` reads as so many sources; cldr is the embedded corpus.
 
 A sentence is answered by itself: the query is a few of its words in a row (the inverse cloze task of Lee et
 al., 2019), in whatever language; so a cross-lingual pair asks for the translation. NTREX is a translation
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hybridfast.data import cldr
@@ -50,6 +51,12 @@ def tldr_rows(folder: Path) -> Iterator[Row]:
             yield {"id": f"tldr-{page['id']}", "lang": path.stem, "query": query, "passage": text}
 
 
+def help_rows(folder: Path) -> Iterator[Row]:
+    """A heading or a term asks for what explains it; the rows are such already, and say which are for dev."""
+    for path in sorted(folder.glob("??.jsonl")):
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+
 def cut(sentence: str, language: str, rng: random.Random) -> str:
     """30 to 60 % of a sentence's words, in a row."""
     joint = "" if language in UNSPACED else " "
@@ -59,6 +66,14 @@ def cut(sentence: str, language: str, rng: random.Random) -> str:
     return joint.join(words[start : start + length]).strip() or sentence
 
 
+SOURCES: dict[str, Callable[[Path], Iterable[Row]]] = {
+    "ntrex": ntrex_rows,
+    "tldr": tldr_rows,
+    "lohelp": help_rows,
+    "cldr": lambda _: cldr.training_rows(),
+}
+
+
 def main() -> None:
     """The command: see the module's text."""
     parser = argparse.ArgumentParser(
@@ -66,16 +81,16 @@ def main() -> None:
     )
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["ntrex", "tldr", "cldr"])
+    parser.add_argument("--leave_out", nargs="+", default=[], help="languages that are not to be seen")
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True)
-    for name, rows in (
-        ("ntrex", ntrex_rows(arguments.data_dir / "ntrex")),
-        ("tldr", tldr_rows(arguments.data_dir / "tldr")),
-        ("cldr", iter(cldr.training_rows())),
-    ):
+    for name in arguments.sources:
         with open(arguments.output_dir / f"{name}.jsonl", "w", encoding="utf-8") as file:
             count = 0
-            for row in rows:
+            for row in SOURCES[name](arguments.data_dir / name):
+                if row["lang"] in arguments.leave_out:
+                    continue
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
         print(f"{name}: {count:,} rows")
