@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 import tempfile
 import threading
 import time
@@ -89,6 +90,31 @@ def by_pytrec_eval(eval_set: EvalSet, queries: Floats, passages: Floats, share: 
             run[str(q)] = dict(zip(names[pool[at[q].numpy()]].tolist(), ordered[q].tolist(), strict=True))
         pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(run)
     return (time.perf_counter() - begin) * len(queries) / share
+
+
+def against_products(eval_set: EvalSet, queries: Floats, passages: Floats) -> None:
+    """The golds' ranks in the pool of all languages, and the bare products of the same matrices, in turns."""
+    seconds: dict[str, list[float]] = {"gold_ranks": [], "torch.mm": []}
+    left, right = torch.from_numpy(queries), torch.from_numpy(passages).T
+    golds = eval_set.gold_indptr, eval_set.gold_indices
+    scores = torch.empty(len(queries), len(passages))
+    for _ in range(4):
+        for what, call in (
+            (
+                "gold_ranks",
+                lambda: gold_ranks(queries, passages, *golds),
+            ),
+            ("torch.mm", lambda: torch.mm(left, right, out=scores)),
+        ):
+            begin = time.perf_counter()
+            call()
+            seconds[what].append(time.perf_counter() - begin)
+    products = 2e-9 * len(queries) * len(passages) * queries.shape[1]
+    ours, theirs = (statistics.median(some[1:]) for some in seconds.values())
+    print(
+        f"gold_ranks {ours:.2f} s, {products / ours:.0f} GFLOP/s; torch.mm {theirs:.2f} s, "
+        f"{products / theirs:.0f} GFLOP/s: {theirs / ours:.2f} of its rate"
+    )
 
 
 def encoding(eval_set: EvalSet, name: str, count: int) -> None:
@@ -206,9 +232,14 @@ def main() -> None:
     whole = seconds["ranks, lists, measures and bias of a model"] * len(models) + seconds["significance"]
     print(f"\nboth models and their significance: {whole:.2f} s")
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    against_products(eval_set, *models["a"])
     if arguments.pytrec_eval:
         usual = by_pytrec_eval(eval_set, *models["a"], share=256)
-        print(f"matmul, sort and pytrec_eval, one model, measures alone: {usual:.0f} s (from 256 queries)")
+        ratio = usual / seconds["ranks, lists, measures and bias of a model"]
+        print(
+            f"matmul, sort and pytrec_eval, one model, measures alone: {usual:.0f} s (from 256 queries), "
+            f"{ratio:.0f} times ours"
+        )
 
 
 if __name__ == "__main__":
