@@ -1,0 +1,207 @@
+"""A model over the memories of several ranks: each holds a part of every weight, gradient and moment (FSDP2).
+
+A unit, a layer or the rest, has all of its weights on a rank only while a chunk goes through it (Zhao et al.,
+2023; ZeRO stage 3: Rajbhandari et al., 2020). Gathering them is work that all ranks do together, so that all
+have to send equally many chunks through the model, in the same order, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Module, ModuleList
+
+from hybridfast.encoder.loading import is_static
+from hybridfast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from hybridfast.training.ranks import Ranks
+
+__all__ = ["Rounds", "apart", "bytes_held", "check", "fill", "local", "parts_of", "shard", "shards", "whole"]
+
+
+def shards(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether a model is to be spread over these ranks; one that is alone holds all of it anyway."""
+    return config.shard == "fsdp" and not ranks.alone
+
+
+def check(model: SentenceTransformer) -> None:
+    """ValueError: it is a model that cannot be spread over ranks."""
+    if is_static(model):
+        raise ValueError("shard fsdp: a static encoder has no layers to spread over ranks; leave it out")
+    if not _layers(model):
+        raise ValueError(f"shard fsdp: {type(model[0]).__name__} has no list of layers to spread over ranks")
+
+
+def shard(model: SentenceTransformer, config: TrainConfig, ranks: Ranks) -> None:
+    """Leave each rank its part of rank 0's weights, in place: each layer is a unit, the rest is another.
+
+    The model is on the CPU, whole, on every rank; layer by layer it moves to the device of the settings.
+
+    Raises:
+        ValueError: it cannot be spread.
+        ImportError: torch is older than 2.6.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    try:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    except ImportError:
+        raise ImportError(f"shard fsdp takes torch 2.6 or later, this is {torch.__version__}") from None
+    check(model)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), src=0, group=ranks.patient)  # gloo, while rank 0 may be saving
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    mesh = init_device_mesh(device, (ranks.world,))
+    # Gathered in the half precision that autocast would make of them; it casts the rest, as without FSDP.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if config.bf16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for unit in (*_layers(model), model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    # FSDP leaves the root whole after a pass, for the backward pass. Where none follows, weights that
+    # change meanwhile would not be seen.
+    model.register_forward_hook(lambda root, *_: None if torch.is_grad_enabled() else root.reshard())
+
+
+def _layers(model: Module) -> list[Module]:
+    """The members of a model's outermost lists of modules that have weights: what transformers repeat."""
+    found: list[Module] = []
+    for child in model.children():
+        if isinstance(child, ModuleList):
+            found += [layer for layer in child if any(True for _ in layer.parameters())]
+        else:
+            found += _layers(child)
+    return found
+
+
+# --- equally many chunks -----------------------------------------------------------------------------------
+
+
+class Rounds:
+    """What ranks agree on before they send chunks through a sharded model."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def agree(self, chunks: int, kept: int) -> tuple[int, int]:
+        """The most chunks that a rank has, and how many of the first all of them keep activations of."""
+        told = torch.tensor([chunks, -kept])
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.ranks.patient)  # by gloo: no GPU is waited for
+        most, least = told.tolist()
+        return most, -least
+
+
+def apart(run: Callable[[], Tensor], *, keep: bool) -> Tensor:
+    """A chunk's embeddings, with a backward pass of their own through the model when that of the loss comes.
+
+    So FSDP sees passes one after the other, a backward one after each, and reduces a unit's gradient to the
+    ranks' parts of it after each; in one pass over all chunks, autograd would hold the whole gradients.
+
+    Args:
+        run: embeds it; called in the backward pass once more unless it is kept.
+    """
+    embeddings: Tensor = _Apart.apply(torch.zeros((), requires_grad=True), run, keep)
+    return embeddings
+
+
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, run: Callable[[], Tensor], keep: bool) -> Tensor:
+        with torch.set_grad_enabled(keep):
+            embeddings = run()
+        device = embeddings.device.type
+        autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.run, ctx.kept, ctx.device, ctx.autocast = run, embeddings if keep else None, device, autocast
+        return embeddings.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[None, None, None]:
+        embeddings, ctx.kept = ctx.kept, None
+        with torch.enable_grad():
+            if embeddings is None:
+                with torch.autocast(ctx.device, *ctx.autocast):
+                    embeddings = ctx.run()
+            torch.autograd.backward(embeddings, grad_BD)
+        return None, None, None
+
+
+# --- parts and wholes --------------------------------------------------------------------------------------
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread over ranks; else the tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tree: Any, *, keep: bool) -> Any:
+    """A state with whole tensors, on the CPU, in the place of those that are spread over ranks.
+
+    All ranks call this alike. Each tensor is whole on every device for a moment, one after the other.
+
+    Args:
+        keep: whether this rank wants them; it gets empty ones otherwise.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(tree, DTensor):
+        full = tree.detach().full_tensor()
+        return full.cpu() if keep else full.new_empty(0, device="cpu")
+    if isinstance(tree, Mapping):
+        return {key: whole(value, keep=keep) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [whole(value, keep=keep) for value in tree]
+    return tree
+
+
+@torch.no_grad()
+def fill(here: Tensor, there: Tensor) -> None:
+    """The values of a whole tensor into one that may be spread over ranks, without asking others for any."""
+    mine = local(here)
+    if mine is not here:  # by FSDP: along the first axis, as torch.chunk cuts it
+        own = there.chunk(here.device_mesh.size())  # type: ignore[attr-defined]
+        rank = here.device_mesh.get_local_rank()  # type: ignore[attr-defined]
+        there = own[rank] if rank < len(own) else there[:0]
+    mine.copy_(there)
+
+
+def parts_of(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with parts, as its weights have them, in the place of whole tensors.
+
+    Raises:
+        ValueError: rows of a table in it are behind the others (sparse embeddings).
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return state | {
+        "state": {index: _parts(moments, weights[index]) for index, moments in state["state"].items()}
+    }
+
+
+def _parts(moments: dict[str, Any], weight: Tensor) -> dict[str, Any]:
+    if "touched" in moments:
+        raise ValueError(
+            "shard fsdp: the checkpoint was written with sparse embeddings, whose rows are not all up to date; "
+            "go on without shard, or train with sparse_embeddings false from the start"
+        )
+    parts = dict(moments)
+    for name, moment in moments.items():
+        if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.ndim:
+            parts[name] = torch.zeros_like(weight, requires_grad=False)
+            fill(parts[name], moment)
+    return parts
+
+
+def bytes_held(tensors: Iterable[Tensor]) -> int:
+    """Of this rank's parts."""
+    return sum(local(tensor).nbytes for tensor in tensors)
