@@ -26,7 +26,7 @@ from hybridfast.encoder.embedding import Features, Side
 from hybridfast.encoder.forward import keep_checkpointing
 from hybridfast.encoder.loading import is_static
 from hybridfast.encoder.texts import cut_into_chunks, default_places
-from hybridfast.training.sharding import Rounds, apart, local
+from hybridfast.training.sharding import Rounds, local
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -157,12 +157,12 @@ class Chunks:
         if not torch.is_grad_enabled():
             return run()
         first = not self.bytes_per_place or (not self.kept_bytes and longest > self.longest)
-        if keep is not None:
+        if self.rounds is not None and keep is not None:
             measured = partial(self._measure, run, places) if first and keep else run
             self.longest = max(longest, self.longest) if first and keep else self.longest
             self.kept_bytes += self.bytes_per_place * places * keep
             self.recomputed += not keep
-            return apart(measured, keep=keep)
+            return self.rounds.embed(measured, keep=keep)
         if first:
             self.longest = longest
             return self._measure(run, places)

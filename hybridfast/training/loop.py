@@ -96,6 +96,7 @@ def train(
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
+    rounds = sharding.Rounds(ranks) if sharded else None
     chunks = Chunks(
         model,
         sides,
@@ -103,7 +104,7 @@ def train(
         config.activation_bytes,
         config.seed,
         ranks.neighbours,
-        sharding.Rounds(ranks) if sharded else None,
+        rounds,
     )
     parameters = trainable(model)
     make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
@@ -180,7 +181,7 @@ def train(
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
     if not sharded:
         ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
-    reduction = Reduction(parameters, tables.weights, Ranks() if sharded else ranks)  # FSDP has its own
+    reduction = Reduction(parameters, tables.weights, ranks) if rounds is None else rounds
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
     interrupts = Interrupts(heard=folder is not None)

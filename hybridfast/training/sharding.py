@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hybridfast.training.ranks import Ranks
 
-__all__ = ["Rounds", "apart", "bytes_held", "check", "fill", "local", "parts_of", "shard", "shards", "whole"]
+__all__ = ["Rounds", "bytes_held", "check", "fill", "local", "parts_of", "shard", "shards", "whole"]
 
 
 def shards(config: TrainConfig, ranks: Ranks) -> bool:
@@ -66,11 +66,24 @@ def shard(model: SentenceTransformer, config: TrainConfig, ranks: Ranks) -> None
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for unit in (*_layers(model), model):
+    model.register_forward_hook(_without_views)
+    units = [*_layers(model), model]
+    for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
+    for unit in units:  # what is first made whole in inference mode could not be trained
+        unit.unshard()
+        unit.reshard()
     # FSDP leaves the root whole after a pass, for the backward pass. Where none follows, weights that
     # change meanwhile would not be seen.
     model.register_forward_hook(lambda root, *_: None if torch.is_grad_enabled() else root.reshard())
+
+
+def _without_views(_: Module, args: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """FSDP hangs the begin of a backward pass on what a model returns, and warns of a view, such as CLS."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) and value._is_view() else value
+        for name, value in features.items()
+    }
 
 
 def _layers(model: Module) -> list[Module]:
@@ -88,10 +101,22 @@ def _layers(model: Module) -> list[Module]:
 
 
 class Rounds:
-    """What ranks agree on before they send chunks through a sharded model."""
+    """Chunks of a sharded model, as many on every rank, each with a backward pass of its own.
+
+    So FSDP sees backward passes one after the other, and reduces a unit's gradient to the ranks' parts of it
+    in each. In one pass over all chunks autograd would hold the whole gradients; and a pass that runs again
+    inside another would leave all units whole until they had theirs.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.waiting: list[tuple[Callable[[], Tensor], Tensor]] = []
+
+    def __enter__(self) -> Rounds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.waiting.clear()
 
     def agree(self, chunks: int, kept: int) -> tuple[int, int]:
         """The most chunks that a rank has, and how many of the first all of them keep activations of."""
@@ -100,39 +125,31 @@ class Rounds:
         most, least = told.tolist()
         return most, -least
 
+    def embed(self, run: Callable[[], Tensor], *, keep: bool) -> Tensor:
+        """A chunk's embeddings, where the backward pass of the loss ends; :meth:`finish` goes on from there.
 
-def apart(run: Callable[[], Tensor], *, keep: bool) -> Tensor:
-    """A chunk's embeddings, with a backward pass of their own through the model when that of the loss comes.
-
-    So FSDP sees passes one after the other, a backward one after each, and reduces a unit's gradient to the
-    ranks' parts of it after each; in one pass over all chunks, autograd would hold the whole gradients.
-
-    Args:
-        run: embeds it; called in the backward pass once more unless it is kept.
-    """
-    embeddings: Tensor = _Apart.apply(torch.zeros((), requires_grad=True), run, keep)
-    return embeddings
-
-
-class _Apart(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, run: Callable[[], Tensor], keep: bool) -> Tensor:
+        Args:
+            run: embeds it, once more in :meth:`finish` unless it is kept.
+        """
         with torch.set_grad_enabled(keep):
-            embeddings = run()
-        device = embeddings.device.type
-        autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.run, ctx.kept, ctx.device, ctx.autocast = run, embeddings if keep else None, device, autocast
-        return embeddings.detach()
+            made = run()
+        device = made.device.type
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
-    @staticmethod
-    def backward(ctx: Any, grad_BD: Tensor) -> tuple[None, None, None]:
-        embeddings, ctx.kept = ctx.kept, None
-        with torch.enable_grad():
-            if embeddings is None:
-                with torch.autocast(ctx.device, *ctx.autocast):
-                    embeddings = ctx.run()
-            torch.autograd.backward(embeddings, grad_BD)
-        return None, None, None
+        def again() -> Tensor:
+            with torch.autocast(device, dtype, enabled=enabled):
+                return run()
+
+        embeddings = made.detach().requires_grad_()
+        self.waiting.append(((lambda: made) if keep else again, embeddings))
+        return embeddings
+
+    def finish(self) -> None:
+        """The model's gradients, averaged over the ranks, from those of all embeddings."""
+        while self.waiting:  # the last first, and without its activations afterwards
+            run, embeddings = self.waiting.pop()
+            gradient = torch.zeros_like(embeddings) if embeddings.grad is None else embeddings.grad
+            torch.autograd.backward(run(), gradient)
 
 
 # --- parts and wholes --------------------------------------------------------------------------------------
@@ -191,8 +208,8 @@ def parts_of(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[st
 def _parts(moments: dict[str, Any], weight: Tensor) -> dict[str, Any]:
     if "touched" in moments:
         raise ValueError(
-            "shard fsdp: the checkpoint was written with sparse embeddings, whose rows are not all up to date; "
-            "go on without shard, or train with sparse_embeddings false from the start"
+            "shard fsdp: the checkpoint was written with sparse embeddings, not all of whose rows are up to "
+            "date; go on without shard, or begin with sparse_embeddings false"
         )
     parts = dict(moments)
     for name, moment in moments.items():

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,14 @@ def start(
     process = CONTEXT.Process(target=_main, args=(argv, str(output), die, environment or {}))
     process.start()
     return process
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    """What torchrun would set for each rank."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def of_test(function: Callable[..., None], *arguments: Any) -> Any:

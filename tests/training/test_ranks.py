@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from training import processes
+from training.processes import environments
 
 from hybridfast import train
 from hybridfast.data import cldr
@@ -74,14 +74,6 @@ def run_all(cases: list[str], folder: str, tiny: str, environment: dict[str, str
     with Ranks.join("cpu") as these:
         for case in cases:
             run(case, Path(folder, case), tiny, these)
-
-
-def environments(world: int) -> list[dict[str, str]]:
-    """What torchrun would set for each rank."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
