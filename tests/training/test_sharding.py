@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training import processes
 
+from hybridfast import train
 from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
@@ -21,6 +23,7 @@ from hybridfast.training.lora import add_lora
 from hybridfast.training.ranks import Ranks
 from hybridfast.training.validation import Validation, hold_out
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 FACTS = [row for row in cldr.training_rows()[:2_200] if row["lang"] in ("de", "en")]
 ROWS = [
     row | {"negative_1": " ".join([other["passage"]] * (1 + number % 4))} if number % 3 else row
@@ -31,14 +34,19 @@ CASES: dict[str, dict[str, Any]] = {
     # Some chunks are kept, others encoded again; with dropout.
     "chunks": SMALL | {"activation_memory": 5e-4, "max_grad_norm": 0.1, "ema_decay": 0.5},
     "again": SMALL | {"activation_memory": 0.0, "gradient_checkpointing": True, "layer_lr_decay": 0.5},
-    "half": SMALL | {"bf16": True, "exchange": "ring"},
+    "half": SMALL | {"bf16": True, "exchange": "ring", "metric_for_best_model": None},
     "lora": {"lora_r": 2, "lora_dropout": 0.1, "freeze": "pooler"},
 }
 
 
-def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
-    """One of the cases, on one of the ranks; the first leaves weights, figures and the log in the folder."""
-    held_out_as = {"eval_steps": 2, "validation_split": 0.2, "metric_for_best_model": "mAP multi"}
+def run(case: str, folder: Path, tiny: str, these: Ranks, other: Path | None = None) -> None:
+    """One of the cases, on one of the ranks; the first leaves weights, figures and the log in the folder.
+
+    Args:
+        other: what the other number of ranks has left of the case; it goes on from there.
+    """
+    resume = checkpoint.read(other / "run" / "checkpoint-2") if other else None
+    defaults = {"eval_steps": 2, "validation_split": 0.2, "metric_for_best_model": "mAP multi"}
     config = TrainConfig(
         model=tiny,
         shard="fsdp",
@@ -46,8 +54,7 @@ def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
         max_steps=4,
         logging_steps=1,
         save_steps=2,
-        **held_out_as,
-        **CASES[case],
+        **(defaults | CASES[case]),
     )
     corpus, held_out = hold_out(ParallelCorpus.from_rows(ROWS), config)
     torch.manual_seed(these.rank)  # rank 0's weights are what counts
@@ -58,30 +65,130 @@ def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     tokens = embedding.tokenize(model, corpus, cache_dir=folder / "cache", progress=False)
     assert held_out is not None
     validation = Validation(held_out, embedding.sides(model, tokens), 8)
-    figures = loop.train(model, tokens, config, folder=folder / "run", validation=validation, ranks=these)
+    figures = loop.train(
+        model,
+        tokens,
+        config,
+        folder=folder / "run",
+        validation=validation,
+        ranks=these,
+        resume=resume,
+    )
     assert is_sharded(model) is not these.alone
     left = sharding.whole(model.state_dict(), keep=True)
     held = sharding.bytes_held(model.parameters())
     torch.save({"weights": left, "figures": figures, "held": held}, folder / f"rank-{these.rank}.pt")
 
 
-def run_all(cases: list[str], folder: str, tiny: str, environment: dict[str, str]) -> None:
-    """The cases, one after the other, in a process that is a rank of several."""
+def run_two(folder: Path, other: Path, tiny: str, argv: list[str], environment: dict[str, str]) -> None:
+    """In a process that is a rank of two: all cases, and the command."""
     os.environ |= environment
     torch.set_num_threads(1)
     with Ranks.join("cpu") as these:
-        for case in cases:
-            run(case, Path(folder, case), tiny, these)
+        for case in CASES:
+            run(case, folder / case, tiny, these)
+        run("chunks", folder / "resumed", tiny, these, other / "chunks")
+        train.main(argv)
 
 
-if __name__ == "__main__":
-    import sys
+def flags(tiny: Path, folder: Path) -> list[str]:
+    """A run of the command, with adapters that are merged, and evaluations before and after."""
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    data, output = str(folder / "data.jsonl"), str(folder / "command")
+    small = ["--batch_size", "8", "--max_steps", "2", "--lora_r", "2", "--shard", "fsdp", "--device", "cpu"]
+    return ["--model", str(tiny), "--data", data, "--eval_dataset", data, "--output_dir", output, *small]
 
-    cases = sys.argv[3].split(",")
-    for c in cases:
-        Path(sys.argv[1], c).mkdir(parents=True, exist_ok=True)
-    if "WORLD_SIZE" in os.environ:
-        run_all(cases, sys.argv[1], sys.argv[2], {})
-    else:
-        for c in cases:
-            run(c, Path(sys.argv[1], c), sys.argv[2], Ranks())
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_xlm_r: Path) -> tuple[Path, Path]:
+    """What one process has left of all cases, and what two ranks have."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder in (one, two):
+        for case in (*CASES, "resumed"):
+            (folder / case).mkdir()
+    tiny, alone = str(tiny_xlm_r), Ranks()
+    for case in CASES:
+        run(case, one / case, tiny, alone)
+    train.main(flags(tiny_xlm_r, one))
+    argv = flags(tiny_xlm_r, two)
+    started = [
+        processes.of_test(run_two, two, one, tiny, argv, environment)
+        for environment in processes.environments(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    run("chunks", one / "resumed", tiny, alone, two / "chunks")
+    return one, two
+
+
+@pytest.mark.parametrize("case", [*CASES, "resumed"])
+def test_two_ranks_give_what_one_process_gives(case: str, folders: tuple[Path, Path]) -> None:
+    """Loss, clip norm and validation of every step, and the weights of the best one, whole again."""
+    wanted, *got = (
+        torch.load(path, weights_only=False)
+        for path in (folders[0] / case / "rank-0.pt", *sorted((folders[1] / case).glob("rank-*.pt")))
+    )
+    half = case == "half"
+    assert len(got) == 2
+    assert wanted["weights"].keys() == got[0]["weights"].keys()
+    for name, weight in wanted["weights"].items():
+        assert torch.equal(got[1]["weights"][name], got[0]["weights"][name]), name
+        torch.testing.assert_close(
+            got[0]["weights"][name], weight, rtol=1e-3 if half else 1e-4, atol=3e-4 if half else 2e-6
+        )
+    logs = [
+        [json.loads(line) for line in (folder / case / "run" / "log.jsonl").read_text().splitlines()]
+        for folder in folders
+    ]
+    for one, other in zip(*logs, strict=True):
+        figures = "validation/loss" if half else "validation"  # near ties are decided by rounding
+        told = [name for name in one if name.startswith(("loss", "grad_norm", figures))]
+        assert "loss" in told or "validation/loss mono" in told
+        assert {name: other[name] for name in told} == pytest.approx(
+            {name: one[name] for name in told}, rel=2e-2 if half else 2e-5
+        )
+    # Of every tensor a half, to one row more or less.
+    rows = sum(weight[:1].nbytes for weight in wanted["weights"].values() if weight.ndim)
+    assert sum(rank["held"] for rank in got) == wanted["held"]
+    assert all(abs(rank["held"] - wanted["held"] / 2) <= rows for rank in got)
+
+
+def test_checkpoints_are_the_same_files(folders: tuple[Path, Path]) -> None:
+    one, two = (checkpoint.read(folder / "chunks" / "run" / "checkpoint-4") for folder in folders)
+    assert one.keys() == two.keys()
+    torch.testing.assert_close(two["model"], one["model"], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(two["average"], one["average"], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(two["optimizer"], one["optimizer"], rtol=1e-3, atol=1e-6)
+
+
+def test_the_command_leaves_the_same_model(folders: tuple[Path, Path], tiny_xlm_r: Path) -> None:
+    """Evaluated as it was saved, by both ranks; loaded as any."""
+    one, two = (loading.load(str(folder / "command"), device="cpu") for folder in folders)
+    texts = [row["query"] for row in ROWS[:8]]
+    np.testing.assert_allclose(two.encode_query(texts), one.encode_query(texts), rtol=1e-4, atol=1e-5)
+    untouched = loading.load(str(tiny_xlm_r), device="cpu").state_dict()
+    assert any(not torch.equal(weight, untouched[name]) for name, weight in two.state_dict().items())
+    one, two = (json.loads((folder / "command" / "metrics.json").read_text()) for folder in folders)
+    del one["training"], two["training"], one["config"], two["config"]
+    assert one == two
+    assert (folders[1] / "command" / "untrained" / "ranks.parquet").exists()
+
+
+@pytest.mark.parametrize("setting", [{"fp16": True}, {"torch_compile": True}, {"sparse_embeddings": "true"}])
+def test_what_goes_not_together_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"shard fsdp and {next(iter(setting))}"):
+        TrainConfig(model="some", shard="fsdp", **setting)
+
+
+def test_models_and_checkpoints_that_cannot_be_sharded_are_refused() -> None:
+    with pytest.raises(ValueError, match="a static encoder has no layers"):
+        TrainConfig(shard="fsdp")
+    static = loading.build_static(loading.train_tokenizer(["a b", "c d"], 20), 4)
+    with pytest.raises(ValueError, match="a static encoder has no layers"):
+        sharding.check(static)
+    optimizer = torch.optim.AdamW(static.parameters())
+    with pytest.raises(ValueError, match="was written with sparse embeddings"):
+        sharding.parts_of({"state": {0: {"touched": torch.zeros(2)}}}, optimizer)
