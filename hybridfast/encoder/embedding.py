@@ -481,10 +481,7 @@ def reading_of(model: SentenceTransformer) -> dict[str, Any]:
     """How the model's modules and tokenizers are set, for JSON."""
     parts: list[Any] = [module for module in model.modules() if module is not model]
     modules = [
-        # FSDP gives what it shards a class of its own, named after the module's.
-        [type(part).__name__.removeprefix("FSDP"), part.get_config_dict()]
-        for part in parts
-        if hasattr(part, "get_config_dict")
+        [type(part).__name__, part.get_config_dict()] for part in parts if hasattr(part, "get_config_dict")
     ]
     tokenizers = [
         tokenizer_settings(part.tokenizer) for part in parts if getattr(part, "tokenizer", None) is not None

@@ -90,12 +90,12 @@ def train(
 
     ranks = ranks or Ranks()
     sharded = sharding.shards(config, ranks)
-    if sharded:
-        sharding.shard(model, config, ranks)
-    device = model.device
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
+    if sharded:
+        sharding.shard(model, config, ranks, sides)
+    device = model.device
     rounds = sharding.Rounds(ranks) if sharded else None
     chunks = Chunks(
         model,

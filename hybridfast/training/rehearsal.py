@@ -28,11 +28,10 @@ def rehearse(project: Project) -> str:
         steps, epoch = steps_of(config, sampler), len(sampler)
         batches = list(islice(sampler.epoch(0), BATCHES))
         coverage = sampler.coverage()
-    rounds = None
+    sides, rounds = embedding.sides(model, tokens), None
     if sharding.shards(config, project.ranks):
-        sharding.shard(model, config, project.ranks)
+        sharding.shard(model, config, project.ranks, sides)
         rounds = sharding.Rounds(project.ranks)
-    sides = embedding.sides(model, tokens)
     chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, rounds=rounds)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in coverage.items())
     lines = [

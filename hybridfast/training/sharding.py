@@ -7,7 +7,7 @@ have to send equally many chunks through the model, in the same order, forward a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from hybridfast.training.config import TrainConfig
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from hybridfast.encoder.embedding import Side
     from hybridfast.training.ranks import Ranks
 
 __all__ = ["Rounds", "bytes_held", "check", "fill", "local", "parts_of", "shard", "shards", "whole"]
@@ -39,10 +40,16 @@ def check(model: SentenceTransformer) -> None:
         raise ValueError(f"shard fsdp: {type(model[0]).__name__} has no list of layers to spread over ranks")
 
 
-def shard(model: SentenceTransformer, config: TrainConfig, ranks: Ranks) -> None:
+def shard(
+    model: SentenceTransformer, config: TrainConfig, ranks: Ranks, sides: Sequence[Side] | None = None
+) -> None:
     """Leave each rank its part of rank 0's weights, in place: each layer is a unit, the rest is another.
 
     The model is on the CPU, whole, on every rank; layer by layer it moves to the device of the settings.
+
+    Args:
+        sides: of a model that is to be trained, whose weights are gathered in the half precision of the
+            settings, if any: they were looked at while it was whole. None: it is to be evaluated.
 
     Raises:
         ValueError: it cannot be spread.
@@ -60,9 +67,9 @@ def shard(model: SentenceTransformer, config: TrainConfig, ranks: Ranks) -> None
             dist.broadcast(tensor.detach(), src=0, group=ranks.patient)  # gloo, while rank 0 may be saving
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     mesh = init_device_mesh(device, (ranks.world,))
-    # Gathered in the half precision that autocast would make of them; it casts the rest, as without FSDP.
+    # As autocast would cast them, but for norms; it casts the rest, as without FSDP.
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.bf16 else None,
+        param_dtype=torch.bfloat16 if config.bf16 and sides is not None else None,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
@@ -70,6 +77,8 @@ def shard(model: SentenceTransformer, config: TrainConfig, ranks: Ranks) -> None
     units = [*_layers(model), model]
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
+    for side in sides or ():
+        side.packed = side.packed and device == "cpu"
     for unit in units:  # what is first made whole in inference mode could not be trained
         unit.unshard()
         unit.reshard()

@@ -46,6 +46,9 @@ def run(case: str, folder: Path, tiny: str, these: Ranks, other: Path | None = N
         other: what the other number of ranks has left of the case; it goes on from there.
     """
     resume = checkpoint.read(other / "run" / "checkpoint-2") if other else None
+    if resume and these.is_first:  # it may be the best
+        (folder / "run").mkdir()
+        checkpoint.write(folder / "run" / "checkpoint-2", resume)
     defaults = {"eval_steps": 2, "validation_split": 0.2, "metric_for_best_model": "mAP multi"}
     config = TrainConfig(
         model=tiny,
@@ -65,6 +68,17 @@ def run(case: str, folder: Path, tiny: str, these: Ranks, other: Path | None = N
     tokens = embedding.tokenize(model, corpus, cache_dir=folder / "cache", progress=False)
     assert held_out is not None
     validation = Validation(held_out, embedding.sides(model, tokens), 8)
+    told: list[tuple[int, ...]] = []  # chunks here, at most, and kept
+    agree = sharding.Rounds.agree
+
+    def telling(rounds: sharding.Rounds, chunks: int, kept: int) -> tuple[int, int]:
+        told.append((chunks, *agree(rounds, chunks, kept)))
+        return told[-1][1:]
+
+    made: list[torch.optim.Optimizer] = []
+    make = loop.make_optimizer
+    sharding.Rounds.agree = telling
+    loop.make_optimizer = lambda *given: made.append(make(*given)) or made[-1]
     figures = loop.train(
         model,
         tokens,
@@ -74,10 +88,14 @@ def run(case: str, folder: Path, tiny: str, these: Ranks, other: Path | None = N
         ranks=these,
         resume=resume,
     )
+    sharding.Rounds.agree, loop.make_optimizer = agree, make
     assert is_sharded(model) is not these.alone
     left = sharding.whole(model.state_dict(), keep=True)
-    held = sharding.bytes_held(model.parameters())
-    torch.save({"weights": left, "figures": figures, "held": held}, folder / f"rank-{these.rank}.pt")
+    moments = [tensor for state in made[0].state.values() for tensor in state.values() if tensor.ndim]
+    held = [sharding.bytes_held(model.parameters()), sharding.bytes_held(moments)]
+    torch.save(
+        {"weights": left, "figures": figures, "held": held, "told": told}, folder / f"rank-{these.rank}.pt"
+    )
 
 
 def run_two(folder: Path, other: Path, tiny: str, argv: list[str], environment: dict[str, str]) -> None:
@@ -124,7 +142,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_xlm_r: Path) -> tuple
     return one, two
 
 
-@pytest.mark.parametrize("case", [*CASES, "resumed"])
+@pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_what_one_process_gives(case: str, folders: tuple[Path, Path]) -> None:
     """Loss, clip norm and validation of every step, and the weights of the best one, whole again."""
     wanted, *got = (
@@ -150,10 +168,32 @@ def test_two_ranks_give_what_one_process_gives(case: str, folders: tuple[Path, P
         assert {name: other[name] for name in told} == pytest.approx(
             {name: one[name] for name in told}, rel=2e-2 if half else 2e-5
         )
-    # Of every tensor a half, to one row more or less.
-    rows = sum(weight[:1].nbytes for weight in wanted["weights"].values() if weight.ndim)
-    assert sum(rank["held"] for rank in got) == wanted["held"]
-    assert all(abs(rank["held"] - wanted["held"] / 2) <= rows for rank in got)
+    told = [entry for rank in got for entry in rank["told"]]
+    if case == "chunks":
+        assert any(chunks < most for chunks, most, _ in told)
+        assert any(0 < kept < most for _, most, kept in told)
+    if case == "again":
+        assert all(kept == 0 for rank in got for _, _, kept in rank["told"][1:])  # the first was measured
+
+
+def test_each_rank_holds_half(folders: tuple[Path, Path]) -> None:
+    """Of every weight and moment, to a row."""
+    whole = torch.load(folders[0] / "half" / "rank-0.pt", weights_only=False)
+    rows = sum(weight[:1].nbytes for weight in whole["weights"].values() if weight.ndim)
+    halves = [torch.load(path, weights_only=False)["held"] for path in (folders[1] / "half").glob("rank-*")]
+    assert len(halves) == 2
+    for kind in range(2):
+        assert sum(half[kind] for half in halves) == whole["held"][kind] > 2 * rows
+        assert all(abs(half[kind] - whole["held"][kind] / 2) <= rows for half in halves)
+
+
+def test_either_goes_on_with_what_the_other_began(folders: tuple[Path, Path]) -> None:
+    wanted = torch.load(folders[0] / "chunks" / "rank-0.pt", weights_only=False)
+    for folder in folders:
+        got = torch.load(folder / "resumed" / "rank-0.pt", weights_only=False)
+        torch.testing.assert_close(got["weights"], wanted["weights"], rtol=1e-4, atol=2e-6)
+        assert got["figures"]["steps"] == 4
+        assert got["figures"]["validation"] == pytest.approx(wanted["figures"]["validation"], rel=2e-5)
 
 
 def test_checkpoints_are_the_same_files(folders: tuple[Path, Path]) -> None:
