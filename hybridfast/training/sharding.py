@@ -74,7 +74,7 @@ def shard(
         cast_forward_inputs=False,
     )
     model.register_forward_hook(_without_views)
-    units = [*_layers(model), model]
+    units: list[Any] = [*_layers(model), model]
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     for side in sides or ():
@@ -182,7 +182,7 @@ def whole(tree: Any, *, keep: bool) -> Any:
     from torch.distributed.tensor import DTensor
 
     if isinstance(tree, DTensor):
-        full = tree.detach().full_tensor()
+        full = tree.full_tensor().detach()
         return full.cpu() if keep else full.new_empty(0, device="cpu")
     if isinstance(tree, Mapping):
         return {key: whole(value, keep=keep) for key, value in tree.items()}
