@@ -122,6 +122,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                         ranks=ranks,
                     )
                 except LossNotFinite as error:
+                    model = project.whole(model, run.seed)
                     if not ranks.is_first:
                         raise SystemExit(2) from None  # rank 0 says it
                     if error.step == 1:  # nothing was trained, in this run
@@ -137,6 +138,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                     if ranks.is_first:
                         record.write(output.folder)
                     break
+                model = project.whole(model, run.seed)
                 if not ranks.is_first:
                     project.evaluate(finished(model, run))  # its part
                     continue

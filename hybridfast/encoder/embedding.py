@@ -19,7 +19,7 @@ from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
 from hybridfast.encoder.forward import Forward
-from hybridfast.encoder.gathering import dealt, gathered, own
+from hybridfast.encoder.gathering import dealt, gathered, is_sharded, own
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
 from hybridfast.encoder.texts import Texts, cut_into_chunks, default_places
 
@@ -132,6 +132,9 @@ def encode_ids(
         for rows in own(shares) or chunks[:1]:  # without a chunk of its own, a rank learns how wide they are
             parts.append(side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows]).float())
             told(len(rows))
+        if is_sharded(side.model):  # ranks gather its weights together: all have as many chunks as the first
+            for rows in chunks[-1:] * (len(shares[0]) - len(parts)):
+                side.embed(taken(ids_T, starts_B[rows], lengths_B[rows]), lengths_B[rows])
         embeddings = gathered(torch.cat(parts), [sum(map(len, share)) for share in shares])
         order = torch.cat([rows for share in shares for rows in share])
         return embeddings[torch.argsort(order).to(device)]
@@ -394,7 +397,9 @@ class Side:
         if not np.array_equal(ids_T, np.concatenate([self.ids([text])[0] for text in self.samples])):
             raise ValueError(f"{self._name} reads a text otherwise when others are with it")
         embeddings = torch.as_tensor(ids_T).long(), torch.from_numpy(lengths_B), wanted
-        if not self.flat and self.model.device.type == "cpu" and lengths_B.all():
+        # A pass that fails midway would leave a sharded model in the midst of it.
+        tries = self.model.device.type == "cpu" and not is_sharded(self.model)
+        if not self.flat and tries and lengths_B.all():
             self.packed = True
             try:
                 difference = self._difference(*embeddings)

@@ -8,9 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["dealt", "from_all", "gathered", "own", "part"]
+__all__ = ["dealt", "from_all", "gathered", "is_sharded", "own", "part"]
 
 T = TypeVar("T")
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has spread its weights over ranks: then all have to call it, equally often."""
+    return hasattr(model, "reshard")
 
 
 def dealt(tasks: list[T], shared: bool) -> list[list[T]]:

@@ -26,6 +26,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from hybridfast.training.sharding import fill
+
 __all__ = ["Checkpoints", "Damaged", "State", "Weights", "read", "write"]
 
 State = dict[str, Any]
@@ -197,7 +199,7 @@ class Weights:
                     f"the model's weight {name} has shape {None if here is None else tuple(here.shape)}, "
                     f"the checkpoint's {None if there is None else tuple(there.shape)}"
                 )
-            here.copy_(there)
+            fill(here, there)
 
 
 def write(folder: Path, state: State) -> None:

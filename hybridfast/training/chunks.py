@@ -9,8 +9,10 @@ with the same dropout, which is a function of seed, step and place.
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -25,6 +27,7 @@ from hybridfast.encoder.embedding import Features, Side
 from hybridfast.encoder.forward import keep_checkpointing
 from hybridfast.encoder.loading import is_static
 from hybridfast.encoder.texts import cut_into_chunks, default_places
+from hybridfast.training.sharding import Rounds, local
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,6 +48,7 @@ class Chunks:
             None: half of what is free when the first chunk has been seen.
         seed: of the masks of dropout.
         processes: that share a CPU's memory.
+        rounds: of a sharded model, of which all ranks embed equally many chunks.
     """
 
     def __init__(
@@ -55,12 +59,13 @@ class Chunks:
         activation_memory: float | None = None,
         seed: int = 0,
         processes: int = 1,
+        rounds: Rounds | None = None,
     ) -> None:
         keep_checkpointing(model)
         self.model, self.sides, self.seed = model, sides, seed
         self.together = sides[0].together  # both sides' texts in the same chunks
         self.places = tokens_per_chunk or default_places(model.device)
-        self.budget, self.processes = activation_memory, processes
+        self.budget, self.processes, self.rounds = activation_memory, processes, rounds
         self.bytes_per_place = 0.0  # of activations, in the chunk of the longest text that began a batch
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
@@ -125,15 +130,27 @@ class Chunks:
         ids_T, starts_B = texts["input_ids"], texts["offsets"]
         lengths_B = lengths_of(texts)
         chunks = self._cut(lengths_B, side)
+        rounds, kept = len(chunks), None
+        if self.rounds is not None:
+            rounds, kept = self.rounds.agree(rounds, self._fit(_places(side, lengths_B[c]) for c in chunks))
         embeddings = []
-        for rows in chunks:
+        # What is missing of a round is made up for by the shortest text, whose embedding nobody gets.
+        for number, rows in enumerate([*chunks, *[chunks[-1][-1:]] * (rounds - len(chunks))]):
             taken_T = embedding.taken(ids_T, starts_B[rows], lengths_B[rows])
-            embeddings.append(self._embed_chunk(side, taken_T, lengths_B[rows], places_B[rows], step))
+            keep = None if kept is None else number < kept
+            found_BD = self._embed_chunk(side, taken_T, lengths_B[rows], places_B[rows], step, keep)
+            embeddings.append(found_BD if number < len(chunks) else found_BD[:0])
         back_B = torch.argsort(torch.cat(chunks))
         return torch.cat(embeddings)[back_B.to(self.model.device)]
 
     def _embed_chunk(
-        self, side: Side, ids_T: Tensor, lengths_B: Tensor, places_B: Tensor, step: int
+        self,
+        side: Side,
+        ids_T: Tensor,
+        lengths_B: Tensor,
+        places_B: Tensor,
+        step: int,
+        keep: bool | None,  # its activations, as ranks have agreed; None: where they fit
     ) -> Tensor:
         def run() -> Tensor:
             return side.embed(ids_T, lengths_B, places_B, randomness=(self.seed, step))
@@ -142,7 +159,14 @@ class Chunks:
         self.encoded += places
         if not torch.is_grad_enabled():
             return run()
-        if not self.bytes_per_place or (not self.kept_bytes and longest > self.longest):
+        first = not self.bytes_per_place or (not self.kept_bytes and longest > self.longest)
+        if self.rounds is not None and keep is not None:
+            measured = partial(self._measure, run, places) if first and keep else run
+            self.longest = max(longest, self.longest) if first and keep else self.longest
+            self.kept_bytes += self.bytes_per_place * places * keep
+            self.recomputed += not keep
+            return self.rounds.embed(measured, keep=keep)
+        if first:
             self.longest = longest
             return self._measure(run, places)
         if self.kept_bytes + self.bytes_per_place * places > self._budget():
@@ -163,20 +187,33 @@ class Chunks:
             _give_memory_back()
         return run()
 
+    def _fit(self, places: Iterable[int]) -> int:
+        """Of chunks with so many places, how many of the first may keep their activations."""
+        kept_bytes = self.kept_bytes
+        if not self.bytes_per_place:
+            return 1  # and is measured
+        for count, more in enumerate(places):
+            kept_bytes += self.bytes_per_place * more
+            if kept_bytes > self._budget():
+                return count
+        return sys.maxsize
+
     def _measure(self, run: Callable[[], Tensor], places: int) -> Tensor:
         """A batch's first chunk, which holds its longest texts, and so the most activations for a place."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        sizes: dict[int, int] = {}
+        own = {local(parameter).untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        storages: dict[int, torch.UntypedStorage] = {}
 
         def seen(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
+                storages[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
             embeddings = run()
-        self.bytes_per_place = max(sum(sizes.values()) / max(places, 1), 1.0)
+        # Looked at now: weights that were gathered for the pass are gone, and have no bytes any more.
+        size = sum(storage.nbytes() for storage in storages.values())
+        self.bytes_per_place = max(size / max(places, 1), 1.0)
         self.kept_bytes = self.bytes_per_place * places
         return embeddings
 

@@ -118,6 +118,11 @@ class TrainConfig(ModelSettings):
         "gather",
         "How ranks share negatives. gather: each holds all passages; ring: those of two ranks, passed on.",
     )
+    shard: Literal["none", "fsdp"] = setting(
+        "none",
+        "fsdp: each rank holds a part of every weight, gradient and moment, for models beyond one device's "
+        "memory; weights are gathered for every chunk. Same run, same files.",
+    )
     learning_rate: float | None = setting(
         None,
         "Highest, after warm-up. Default: 2e-2 for a static encoder, 3e-5 for others, 3e-4 for LoRA.",
@@ -332,6 +337,20 @@ class TrainConfig(ModelSettings):
             )
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other; leave one out")
+        if self.shard == "fsdp":
+            for name, why in (
+                ("fp16", "take bf16"),
+                ("torch_compile", "leave one out"),
+                ("mine_steps", "mine before training, with hybridfast.mine"),
+            ):
+                if getattr(self, name):
+                    raise ValueError(f"shard fsdp and {name} exclude each other; {why}")
+            if self.sparse_embeddings == "true":
+                raise ValueError("shard fsdp and sparse_embeddings true exclude each other; leave one out")
+            if self.model == "static":
+                raise ValueError(
+                    "shard fsdp: a static encoder has no layers to spread over ranks; leave it out"
+                )
         if not self.in_batch and not self.negatives:
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"

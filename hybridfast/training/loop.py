@@ -20,7 +20,7 @@ from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.infonce import distributed
 from hybridfast.infonce.loss import info_nce
-from hybridfast.training import checkpoint
+from hybridfast.training import checkpoint, sharding
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
@@ -72,7 +72,8 @@ def train(
         resume: go on from this state, as :meth:`Checkpoints.newest` or :func:`checkpoint.read` gives it. It
             is emptied: its memory is wanted.
         ranks: those that train together: each calls this, with the same arguments, and is left with the
-            same model; rank 0 alone writes. Default: this process is alone.
+            same model; rank 0 alone writes. With ``shard`` the model comes on the CPU, and each rank is left
+            with its parts. Default: this process is alone.
 
     Returns:
         steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
@@ -87,12 +88,23 @@ def train(
     """
     from transformers import get_scheduler
 
-    device, ranks = model.device, ranks or Ranks()
+    ranks = ranks or Ranks()
+    sharded = sharding.shards(config, ranks)
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
     sides = embedding.sides(model, tokens)
+    if sharded:
+        sharding.shard(model, config, ranks, sides)
+    device = model.device
+    rounds = sharding.Rounds(ranks) if sharded else None
     chunks = Chunks(
-        model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
+        model,
+        sides,
+        config.tokens_per_chunk,
+        config.activation_bytes,
+        config.seed,
+        ranks.neighbours,
+        rounds,
     )
     parameters = trainable(model)
     make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
@@ -162,11 +174,14 @@ def train(
     this = identity(config, tokens)
     if resume is not None:
         check_same(resume["run"], this, "the checkpoint")
+        if sharded:
+            resume["optimizer"] = sharding.parts_of(resume["optimizer"], optimizer)
         for part, holder in stateful.items():
             holder.load_state_dict(resume.pop(part))
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
-    ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
-    reduction = Reduction(parameters, tables.weights, ranks)
+    if not sharded:
+        ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
+    reduction = Reduction(parameters, tables.weights, ranks) if rounds is None else rounds
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
     interrupts = Interrupts(heard=folder is not None)
@@ -214,9 +229,12 @@ def train(
             saves = config.save_steps and (step % config.save_steps == 0 or is_last)
             # Several ranks stop at the step before which one was asked, since all have to.
             stopping = stopping or (ranks.alone and interrupts.asked)
-            if ranks.is_first and (saves or is_best or stopping):
+            if (saves or is_best or stopping) and (ranks.is_first or sharded):
                 state = {part: holder.state_dict() for part, holder in stateful.items()}
-                checkpoints.save(step, {"run": this, **state})
+                if sharded:
+                    state = sharding.whole(state, keep=ranks.is_first)
+                if ranks.is_first:
+                    checkpoints.save(step, {"run": this, **state})
                 log.clock.lap("saving")
             checkpoints.look()
             if stopping:
@@ -229,23 +247,27 @@ def train(
                 break
     optimizer.catch_up()
     if folder and best.step not in (None, log.step):
-        if ranks.is_first:
-            _restore(folder / f"checkpoint-{best.step}", stateful)
-        ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
+        restored = ranks.by_first(partial(_restore, folder / f"checkpoint-{best.step}", stateful))
+        if sharded:  # the others' parts, which they read
+            if restored and not ranks.is_first:
+                _restore(folder / f"checkpoint-{best.step}", stateful)
+        else:
+            ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
     average.take_over()
     model.eval()
     return log.summary() | best.summary() | ({"skipped_steps": precision.skipped} if config.fp16 else {})
 
 
-def _restore(path: Path, stateful: dict[str, Any]) -> None:
-    """The weights of the best step."""
+def _restore(path: Path, stateful: dict[str, Any]) -> bool:
+    """The weights of the best step; whether they could be read."""
     try:
         state = checkpoint.read(path)
     except (checkpoint.Damaged, FileNotFoundError) as error:
         warnings.warn(f"{error}; the model is the last step's, not the best", stacklevel=3)
-        return
+        return False
     for part in ("model", "average"):
         stateful[part].load_state_dict(state[part])
+    return True
 
 
 def _seed_of(seed: int, step: int) -> int:

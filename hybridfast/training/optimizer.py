@@ -11,6 +11,7 @@ import torch
 
 from hybridfast.encoder.loading import is_static
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.sharding import fill
 from hybridfast.training.sparse import LazyAdamW
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
         for mean, saved in zip(self.means, state["means"], strict=True):
-            mean.copy_(saved)
+            fill(mean, saved)
 
 
 def _layer(name: str) -> int | None:

@@ -13,11 +13,13 @@ from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
+from hybridfast.encoder.gathering import is_sharded
 from hybridfast.encoder.shards import weights_hash
 from hybridfast.evaluation import readers
 from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
+from hybridfast.training import sharding
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
@@ -63,6 +65,10 @@ class Project:
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
         trainable(model)
+        if sharding.shards(config, self.ranks):
+            sharding.check(model)
+        elif config.shard != "none":
+            print(f"shard {config.shard}: one rank alone holds all of the model")
         width = model.get_embedding_dimension()
         if width and max(config.matryoshka_dims or [0]) > width:
             raise ValueError(
@@ -84,7 +90,8 @@ class Project:
         if config.mine_steps:
             first = "" if hard_negatives else ", and before the first"
             print(f"Hard negatives are mined every {config.mine_steps:,} steps{first}")
-        if gain := Precision(model, config).trial():
+        # A model that is to be sharded is not on its device yet.
+        if not sharding.shards(config, self.ranks) and (gain := Precision(model, config).trial()):
             print(gain)
         for _, run in self.runs():  # what cannot be filled is said before any training
             make_sampler(self.tokens, run).close()
@@ -97,11 +104,26 @@ class Project:
             model = loading.build_static(self.tokenizer, config.dimension, device=config.device or "cpu")
             config.apply(model, PROMPTS)
         else:
-            model = config.load(PROMPTS).float()
+            # To be sharded, it is spread from the CPU, layer by layer.
+            place = replace(config, device="cpu") if sharding.shards(config, self.ranks) else config
+            model = place.load(PROMPTS).float()
         self.adapters = add_lora(model, config)
         freeze(model, config.freeze)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        return model
+
+    def whole(self, model: SentenceTransformer, seed: int) -> SentenceTransformer:
+        """A trained model with all of its weights: on the CPU of rank 0, if it was sharded.
+
+        All ranks call this; others than 0 get a model of the same shape.
+        """
+        if not is_sharded(model):
+            return model
+        state = sharding.whole(model.state_dict(), keep=self.ranks.is_first)
+        model = self.new_model(seed)
+        if self.ranks.is_first:
+            model.load_state_dict(state)
         return model
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
@@ -111,11 +133,15 @@ class Project:
     def evaluate(self, model: SentenceTransformer) -> Evaluation | None:
         """The held-out figures of a model; None without an evaluation set, and on other ranks than 0.
 
-        All ranks embed and rank, each a part.
+        All ranks embed and rank, each a part. With ``shard`` the model, whole, is left sharded.
         """
         eval_set = self.eval_set
         if eval_set is None:
             return None
+        weights = None
+        if sharding.shards(self.config, self.ranks):
+            weights = weights_hash(model) if self.ranks.is_first else None
+            sharding.shard(model, self.config, self.ranks)
         if self.ranks.alone:
             evaluation = evaluate(model, eval_set, batch_size=self.config.eval_batch_size)
         else:
@@ -131,7 +157,7 @@ class Project:
             if not self.ranks.is_first:
                 return None
         if evaluation.ranked is not None:
-            evaluation.ranked.hashes["weights"] = weights_hash(model)
+            evaluation.ranked.hashes["weights"] = weights or weights_hash(model)
         return evaluation
 
 

@@ -10,6 +10,7 @@ import torch
 
 from hybridfast.data.sampler import Batch
 from hybridfast.encoder import embedding, loading
+from hybridfast.training import sharding
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.loop import make_sampler, steps_of, train
 from hybridfast.training.project import Project
@@ -27,7 +28,11 @@ def rehearse(project: Project) -> str:
         steps, epoch = steps_of(config, sampler), len(sampler)
         batches = list(islice(sampler.epoch(0), BATCHES))
         coverage = sampler.coverage()
-    chunks = Chunks(model, embedding.sides(model, tokens), config.tokens_per_chunk, config.activation_bytes)
+    sides, rounds = embedding.sides(model, tokens), None
+    if sharding.shards(config, project.ranks):
+        sharding.shard(model, config, project.ranks, sides)
+        rounds = sharding.Rounds(project.ranks)
+    chunks = Chunks(model, sides, config.tokens_per_chunk, config.activation_bytes, rounds=rounds)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in coverage.items())
     lines = [
         f"Batches: {epoch:,} an epoch, of {config.batch_size:,} pairs; "
@@ -37,8 +42,8 @@ def rehearse(project: Project) -> str:
     ]
     model.train()
     chunks.embed(project.ranks.share(batches[0]))
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    weights = sharding.bytes_held(model.parameters())
+    trained = sharding.bytes_held(parameter for parameter in model.parameters() if parameter.requires_grad)
     lines.append(
         f"Memory: weights {weights / 1e9:.2f} GB, gradients and AdamW's moments {3 * trained / 1e9:.2f} GB, "
         f"activations {chunks.kept_bytes / 1e9:.2f} GB, {chunks.recomputed} chunks of a batch encoded again"

@@ -23,8 +23,10 @@ from torch.nn.functional import embedding_bag
 from torch.optim.adamw import adamw
 
 from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.encoder.gathering import is_sharded
 from hybridfast.encoder.loading import is_static
 from hybridfast.training.config import TrainConfig
+from hybridfast.training.sharding import local
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -56,7 +58,7 @@ class SparseTables:
         self.weights: list[Parameter] = []  # theirs: those with sparse gradients
         self.lazy: list[Parameter] = []  # tables of which LazyAdamW steps the touched rows alone
         self._undo = ExitStack()
-        chosen = config.sparse_embeddings
+        chosen = "false" if is_sharded(model) else config.sparse_embeddings
         if chosen == "false" or (chosen == "auto" and model.device.type != "cpu"):
             return  # a GPU fills gigabytes in a millisecond, and would wait for the number of rows
         texts = max(1, len(tokens.text_indptr) - 1)
@@ -276,5 +278,8 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> Tensor:
         else:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients)
+    if local(norm) is not norm:  # over the ranks' parts
+        norm = norm.full_tensor()  # type: ignore[attr-defined]
+        gradients = [local(gradient) for gradient in gradients]
     torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm
