@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from hybridfast.data.sampler import Batch, HybridSampler
+from hybridfast.data.sampler import AlphaSchedule, Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.training import checkpoint
@@ -101,7 +101,8 @@ def train(
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    objective = Objective(config, cosine=loading.similarity(model) == "cosine", ranks=ranks)
+    cosine = loading.similarity(model) == "cosine"
+    objective = Objective(config, cosine=cosine, languages=len(tokens.languages), ranks=ranks)
     average = Average(parameters, config.ema_decay)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
@@ -237,19 +238,37 @@ def steps_of(config: TrainConfig, sampler: HybridSampler | Batches) -> int:
 
 def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bool = False) -> HybridSampler:
     """The sampler that ``config`` asks for; a ValueError where the data cannot fill its batches."""
-    return HybridSampler(
-        tokens,
-        batch_size=config.batch_size,
-        alpha=config.alpha,
-        seed=config.seed,
-        cross=config.cross,
-        languages=config.languages,
-        negatives=config.negatives,
-        dedup=config.dedup,
-        threads=config.num_workers,
-        pin_memory=pin_memory,
-        layout="flat",  # ids go to the device without padding; Side.features pads them there
-    )
+    if config.second != "none" and len(config.languages or tokens.languages) < 2:
+        raise ValueError(
+            f"{config.needs_second} needs two or more languages, got {config.languages or tokens.languages}"
+        )
+
+    def make(alpha: AlphaSchedule) -> HybridSampler:
+        return HybridSampler(
+            tokens,
+            batch_size=config.batch_size,
+            alpha=alpha,
+            seed=config.seed,
+            cross=config.cross,
+            mix=config.mix,
+            languages=config.languages,
+            negatives=config.negatives,
+            second=config.second,
+            dedup=config.dedup,
+            threads=config.num_workers,
+            pin_memory=pin_memory,
+            layout="flat",  # ids go to the device without padding; Side.features pads them there
+        )
+
+    alphas = config.alpha_schedule or [config.alpha]
+    if len(alphas) == 1:
+        return make(alphas[0])
+    steps = config.max_steps
+    if config.num_train_epochs is not None:
+        with make(lambda step: alphas[step % 2]) as first:  # whose epoch is as long
+            steps = steps_of(config, first)
+    last = max(steps - 1, 1)
+    return make([(last * i / (len(alphas) - 1), alpha) for i, alpha in enumerate(alphas)])
 
 
 def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:

@@ -205,9 +205,7 @@ class Ranks:
             }
         return replace(batch, **own)
 
-    def tell(
-        self, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor] | None = None
-    ) -> Told:
+    def tell(self, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor] | None = None) -> Told:
         """Begin to add up over the ranks what each of them has to tell of a step."""
         return Told(self, loss, places, asked, terms or {})
 
@@ -238,7 +236,7 @@ class Told:
             self.arrived.record()
 
     def values(self) -> tuple[float, int, bool, dict[str, float]]:
-        """The whole batch's loss, the places encoded, whether any rank was asked to stop, the loss's terms."""
+        """The batch's loss, the places encoded, whether any rank was asked to stop, the loss's terms."""
         if self.arrived is not None:
             self.arrived.synchronize()
         elif self.work is not None:
