@@ -19,6 +19,7 @@ from hybridfast.training import loop
 from hybridfast.training.chunks import Chunks, Embedded
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.objective import Objective
+from hybridfast.training.project import batch_type, runs_of
 
 B, M, D, LANGUAGES = 11, 7, 12, 3
 
@@ -356,3 +357,23 @@ def test_alphas_go_from_the_first_step_to_the_last(tokens, length) -> None:
     assert alphas == pytest.approx([1 - abs(step - middle) / middle for step in range(steps)])
     with loop.make_sampler(tokens, replace(config, alpha_schedule=[0.25])) as sampler:
         assert sampler.alpha == 0.25
+
+
+def test_runs_are_named_by_their_batches() -> None:
+    """And compared to the two kinds by themselves, whatever mixes them."""
+    for settings, name in (
+        ({"alpha": 1.0}, "mono"),
+        ({"alpha": 0.0}, "cross"),
+        ({"alpha": 0.0, "cross": "same"}, "same"),
+        ({"alpha": 1.0, "mix": "rows"}, "same"),
+        ({"alpha": 0.4, "cross": "same"}, "hybrid"),
+        ({"alpha": 1.0, "alpha_schedule": [0.0, 1.0]}, "hybrid"),
+        ({"alpha_schedule": [0.0, 0.0]}, "cross"),
+    ):
+        assert batch_type(TrainConfig(**settings)) == name
+    config = TrainConfig(compare=True, alpha_schedule=[1, 0], mix="rows", alignment_weight=0.5)
+    runs = dict(runs_of(config))
+    assert [*runs] == ["mono", "cross", "hybrid"]
+    assert runs["hybrid"] == config
+    for name, alpha in (("mono", 1.0), ("cross", 0.0)):
+        assert runs[name] == replace(config, alpha=alpha, alpha_schedule=None, mix="batches")
