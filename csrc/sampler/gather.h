@@ -96,7 +96,8 @@ class Gatherer {
   std::uint32_t mask_group(std::size_t i) const;
   void find_passages();
   void choose_negatives(Batch& out);
-  void choose_seconds(std::uint32_t epoch, std::uint32_t index, std::size_t first, std::size_t rows);
+  void choose_seconds(std::uint32_t epoch, std::uint32_t index);
+  void unite_seconds();
   void copy_vectors(const Row* row, Batch& out) const;
   void write(const std::vector<Span>& spans, Texts& out);
   template <class Int>
@@ -109,7 +110,7 @@ class Gatherer {
   Planner planner_;
   PlannedBatch planned_;
   Located located_;
-  std::vector<Row> seconds_;              // each row with its second languages
+  std::vector<Row> seconds_;              // each row of the global batch with its second languages
   std::vector<std::uint16_t> languages_;  // of a group
   Table passages_;                        // of the global batch: their mask groups plus 1
   std::vector<std::pair<std::int64_t, std::int64_t>> candidates_;  // texts and their mask groups

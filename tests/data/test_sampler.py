@@ -1013,6 +1013,38 @@ def test_second_texts_are_the_groups_in_other_languages(cross, layout):
     assert alone > 0  # of groups in one language, which monolingual batches have
 
 
+@pytest.mark.parametrize("dedup", ["text", "group"])
+def test_rows_that_share_a_passage_in_some_language_are_masked_alike(dedup):
+    """Three groups have each passage; with dedup="text", no text is both a positive and a negative."""
+    tokens = make_tokens(groups=300, missing=0.2, copies=3)
+    options = {"dedup": dedup, "alpha": 0.3, "negatives": 1}
+    united = 0
+    sampler, halves = (
+        [
+            HybridSampler(tokens, 64, second="both", rank=rank, world_size=world, **options)
+            for rank in range(world)
+        ]
+        for world in (1, 2)
+    )
+    for batch, plain in zip(sampler[0].epoch(0), HybridSampler(tokens, 64, **options).epoch(0), strict=True):
+        groups, masks = batch.groups.numpy(), batch.mask_groups.numpy()
+        for name in ("groups", "query_languages", "passage_languages", "flagged"):
+            assert torch.equal(getattr(batch, name), getattr(plain, name))
+        told = [
+            tokens.passage_hash_V[tokens.version_GL[groups, languages.numpy()]]
+            for languages in (batch.passage_languages, batch.second_passage_languages)
+        ]
+        equal = sum((one[:, None] == other for one in told for other in told), np.eye(64, dtype=bool)) > 0
+        if dedup == "group":
+            np.testing.assert_array_equal(masks, plain.mask_groups)
+            continue
+        np.testing.assert_array_equal(masks[:, None] == masks, closure(equal))
+        united += (masks != plain.mask_groups.numpy()).sum()
+        parts = [half[0, batch.index].mask_groups for half in halves]
+        assert torch.equal(torch.cat(parts), batch.mask_groups)
+    assert (united > 0) == (dedup == "text")
+
+
 def test_second_languages_are_uniform():
     # 4 other languages, 16,000 rows: what the row has is no part of it.
     sampler = HybridSampler(make_tokens(languages=5), 16, alpha=0.0, second="both", batches_per_epoch=1000)
