@@ -1,0 +1,111 @@
+"""What the sampler reads of a corpus: its arrays, checked before they are handed to C++."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+
+class Tokens(Protocol):
+    """What the sampler reads of a corpus: fields of `hybridfast.data.tokens.TokenizedCorpus`.
+
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text. Two more
+    fields may be there: item_G (G,) int32, equal for groups that answer one question, and negative_hash_H,
+    uint64 hashes of all hard negatives, version by version.
+    """
+
+    @property
+    def languages(self) -> list[str]: ...
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def version_GL(self) -> np.ndarray: ...
+    @property
+    def source_G(self) -> np.ndarray: ...
+    @property
+    def query_hash_V(self) -> np.ndarray | None: ...
+    @property
+    def passage_hash_V(self) -> np.ndarray | None: ...
+    @property
+    def token_ids(self) -> np.ndarray | None: ...
+    @property
+    def text_indptr(self) -> np.ndarray | None: ...
+    @property
+    def version_indptr(self) -> np.ndarray | None: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+DTYPES = {
+    "version_GL": np.int32,
+    "source_G": np.int32,
+    "item_G": np.int32,
+    "query_hash_V": np.uint64,
+    "passage_hash_V": np.uint64,
+    "negative_hash_H": np.uint64,
+    "version_indptr": np.int64,
+    "text_indptr": np.int64,
+    "token_ids": np.int32,
+}
+
+
+def version_count(tokens: Tokens) -> int:
+    for array in (tokens.passage_hash_V, tokens.version_indptr):
+        if array is not None:
+            return len(array) - (array is tokens.version_indptr)
+    return int(tokens.version_GL.max(initial=-1)) + 1
+
+
+def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
+    text = ("version_indptr", "text_indptr", "token_ids")
+    arrays: dict[str, np.ndarray | None] = {}
+    for name, dtype in DTYPES.items():
+        array = getattr(tokens, name, None)
+        if name == "item_G" and array is not None and np.array_equal(array, np.arange(len(array))):
+            array = None  # every group its own item, as where nothing is said
+        if name in (*text, "negative_hash_H") and tokens.token_ids is None:
+            array = None
+        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+            raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
+        if array is None and name in ("version_GL", "source_G"):
+            raise ValueError(f"{name} must be an array, got None")
+        arrays[name] = array
+    shape = (len(tokens.source_G), len(tokens.languages))
+    if tokens.version_GL.shape != shape:
+        raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
+    return arrays
+
+
+def checked_vectors(i: int, array: np.ndarray, tokens: Tokens) -> np.ndarray:
+    groups = len(tokens.source_G)
+    if array.ndim != 2 or len(array) != groups or array.shape[1] < 1:
+        raise ValueError(f"group_vectors[{i}] must be ({groups}, K), got {array.shape}")
+    if array.dtype not in (np.float32, np.float16) or not array.flags.c_contiguous:
+        raise ValueError(
+            f"group_vectors[{i}] must be C-contiguous float32 or float16, got {array.dtype}"
+            + ("" if array.flags.c_contiguous else " in another order")
+        )
+    return array
+
+
+def check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, languages: list[str]) -> None:
+    if batches.dtype != np.int32 or not batches.flags.c_contiguous or batches.shape[1:] != (batch_size, 3):
+        raise ValueError(
+            f"batches must be C-contiguous int32 (N, {batch_size}, 3), got {batches.dtype} {batches.shape}"
+        )
+    groups, codes = len(tokens.source_G), [tokens.languages.index(language) for language in languages]
+    for i, batch_B3 in enumerate(batches):
+        inside = (batch_B3 >= 0).all() and (batch_B3 < (groups, len(codes), len(codes))).all()
+        if not inside or (tokens.version_GL[batch_B3[:, :1], np.take(codes, batch_B3[:, 1:])] < 0).any():
+            raise ValueError(f"batches[{i}] names a version that the corpus does not have")
+
+
+def mapped_files(arrays: Iterable[np.ndarray | None]) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time) of every file that one of the arrays maps."""
+    paths = {str(array.filename) for array in arrays if isinstance(array, np.memmap) and array.filename}
+    return [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in sorted(paths)]
