@@ -37,16 +37,23 @@ struct PlanOptions : Options {
   MaybeArray<std::int32_t> batches;
 };
 
+// What batches are made with, and the arrays that it views.
+struct BoundGatherOptions : GatherOptions {
+  std::vector<py::array> arrays;
+};
+
 // A corpus, its plan and what its batches are made with; shared by the sampler object and its pipelines.
 struct Source {
-  Source(const CorpusOfArrays& corpus, const PlanOptions& options, GatherOptions gather_options)
-      : arrays(py::make_tuple(corpus.arrays, options.batches)),
+  Source(const CorpusOfArrays& corpus, const PlanOptions& options, const BoundGatherOptions& gather_options)
+      : arrays(py::make_tuple(corpus.arrays, options.batches, py::cast(gather_options.arrays))),
         plan(corpus, options),
-        gather(std::move(gather_options)) {}
+        gather(gather_options),
+        vectors(gather_options.arrays) {}
 
   py::tuple arrays;  // keeps the memory behind the plan's pointers
   Plan plan;
   GatherOptions gather;
+  std::vector<py::array> vectors;  // the group_vectors, for their shapes and dtypes
   std::shared_ptr<BatchPool> pool = std::make_shared<BatchPool>();
   std::shared_ptr<Stats> stats = std::make_shared<Stats>(plan.options().languages.size());
 };
@@ -136,7 +143,8 @@ py::object texts_view(const Texts& texts, const GatherOptions& options, const py
 }
 
 const char* name(Mode mode) {
-  return mode == Mode::kMono ? "mono" : mode == Mode::kCross ? "cross" : "same";
+  constexpr const char* kNames[] = {"mono", "cross", "same", "rows"};
+  return kNames[static_cast<std::size_t>(mode)];
 }
 
 // Arrays that view the batch's memory; the last of them to go gives the memory back to the pool.
@@ -153,6 +161,20 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
       view<std::int64_t>(b.passage_languages, {rows}, owner), view<bool>(b.flagged, {rows}, owner),
       view<std::int64_t>(b.mask_groups, {rows}, owner));
   const py::object none = py::none();
+  const auto second = [&](Second side, const Texts& of, const Memory& languages) {
+    if (!options.wants(side)) return std::pair(none, none);
+    return std::pair(texts ? texts_view(of, options, owner) : none,
+                     py::object(view<std::int64_t>(languages, {rows}, owner)));
+  };
+  const auto [second_queries, second_query_languages] =
+      second(Second::kQueries, b.second_queries, b.second_query_languages);
+  const auto [second_passages, second_passage_languages] =
+      second(Second::kPassages, b.second_passages, b.second_passage_languages);
+  py::tuple vectors(source.vectors.size());
+  for (std::size_t i = 0; i < source.vectors.size(); ++i) {
+    vectors[i] = py::array(source.vectors[i].dtype(), {rows, source.vectors[i].shape(1)},
+                           b.group_vectors[i].as<std::byte>(), owner);
+  }
   return py::make_tuple(
       b.epoch, b.index, name(b.mode), arrays, texts ? texts_view(b.queries, options, owner) : none,
       texts ? texts_view(b.passages, options, owner) : none,
@@ -161,7 +183,9 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
                 : none,
       negatives
           ? view<std::int64_t>(b.negative_mask_groups, {static_cast<py::ssize_t>(b.negatives_found)}, owner)
-          : none);
+          : none,
+      py::make_tuple(second_queries, second_query_languages, second_passages, second_passage_languages,
+                     vectors));
 }
 
 std::shared_ptr<Schedule> make_schedule(const Source& source, std::uint32_t epoch,
@@ -248,22 +272,37 @@ void register_sampler(py::module_& module) {
                         py::is_method(plan), py::arg().noconvert()));
   def_choice(plan, "cross", &Options::cross,
              {{"mixed", Cross::kMixed}, {"paired", Cross::kPaired}, {"same", Cross::kSame}});
+  def_choice(plan, "mix", &Options::mix_rows, {{"batches", false}, {"rows", true}});
   def_choice(plan, "draw", &Options::stratified, {{"bernoulli", false}, {"stratified", true}});
   def_choice(plan, "sources", &Options::single_source, {{"mixed", false}, {"single", true}});
   def_choice(plan, "dedup", &Options::dedup,
              {{"group", Dedup::kGroup}, {"text", Dedup::kText}, {std::nullopt, Dedup::kNone}});
 
-  py::class_<GatherOptions> gather(module, "GatherOptions");
+  py::class_<BoundGatherOptions> gather(module, "GatherOptions");
   gather.def(py::init<>())
-      .def_readwrite("rank", &GatherOptions::rank)
-      .def_readwrite("world_size", &GatherOptions::world_size)
-      .def_readwrite("negatives", &GatherOptions::negatives)
-      .def_readwrite("pad_to_multiple_of", &GatherOptions::pad_to_multiple_of);
+      .def_readwrite("rank", &BoundGatherOptions::rank)
+      .def_readwrite("world_size", &BoundGatherOptions::world_size)
+      .def_readwrite("negatives", &BoundGatherOptions::negatives)
+      .def_readwrite("pad_to_multiple_of", &BoundGatherOptions::pad_to_multiple_of)
+      .def_property("group_vectors", nullptr,
+                    [](BoundGatherOptions& self, const std::vector<py::array>& arrays) {
+                      self.arrays = arrays;
+                      self.group_vectors.clear();
+                      for (const py::array& array : arrays) {
+                        self.group_vectors.push_back({static_cast<const std::byte*>(array.data()),
+                                                      static_cast<std::size_t>(array.strides(0))});
+                      }
+                    });
+  def_choice(gather, "second", &GatherOptions::second,
+             {{"none", Second::kNone},
+              {"queries", Second::kQueries},
+              {"passages", Second::kPassages},
+              {"both", Second::kBoth}});
   def_choice(gather, "layout", &GatherOptions::flat, {{"padded", false}, {"flat", true}});
   def_choice(gather, "token_dtype", &GatherOptions::wide, {{"int64", true}, {"int32", false}});
 
   py::class_<Source, std::shared_ptr<Source>>(module, "Sampler")
-      .def(py::init<const CorpusOfArrays&, const PlanOptions&, const GatherOptions&>(), py::arg("corpus"),
+      .def(py::init<const CorpusOfArrays&, const PlanOptions&, const BoundGatherOptions&>(), py::arg("corpus"),
            py::arg("plan"), py::arg("gather"))
       .def_property_readonly("batches", [](const Source& source) { return source.plan.batches(); })
       .def_property_readonly("coverage", [](const Source& source) { return source.plan.coverage(); })
@@ -298,7 +337,7 @@ void register_sampler(py::module_& module) {
         counts["flagged"] = stats.flagged.load();
         counts["tokens"] = stats.tokens.load();
         counts["padding"] = stats.padding.load();
-        for (const Mode mode : {Mode::kMono, Mode::kCross, Mode::kSame}) {
+        for (const Mode mode : {Mode::kMono, Mode::kCross, Mode::kSame, Mode::kRows}) {
           counts[name(mode)] = stats.modes[static_cast<std::size_t>(mode)].load();
         }
         counts["query_languages"] =

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -72,18 +73,72 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
     ++out.query_language_rows[row[i].query];
     ++out.passage_language_rows[row[i].passage];
   }
+  copy_vectors(row, out);
+  if (options_.second != Second::kNone) {
+    choose_seconds(out.epoch, index, first, rows);
+    auto* second_queries = out.second_query_languages.resize<std::int64_t>(rows);
+    auto* second_passages = out.second_passage_languages.resize<std::int64_t>(rows);
+    for (std::size_t i = 0; i < rows; ++i) {
+      second_queries[i] = seconds_[i].query;
+      second_passages[i] = seconds_[i].passage;
+    }
+  }
   const Corpus& corpus = plan_.corpus();
   if (!corpus.token_ids) return;
 
   plan_.locate(row, rows, located_);
   write(located_.query_spans, out.queries);
   write(located_.passage_spans, out.passages);
-  if (options_.negatives == 0) return;
-  choose_negatives(out);
-  negative_spans_.resize(negative_texts_.size());
-  for (std::size_t i = 0; i < negative_texts_.size(); ++i)
-    negative_spans_[i] = plan_.span(negative_texts_[i]);
-  write(negative_spans_, out.negatives);
+  if (options_.negatives) {
+    choose_negatives(out);
+    negative_spans_.resize(negative_texts_.size());
+    for (std::size_t i = 0; i < negative_texts_.size(); ++i)
+      negative_spans_[i] = plan_.span(negative_texts_[i]);
+    write(negative_spans_, out.negatives);
+  }
+  if (options_.second == Second::kNone) return;
+  plan_.locate(seconds_.data(), rows, located_);
+  if (options_.wants(Second::kQueries)) write(located_.query_spans, out.second_queries);
+  if (options_.wants(Second::kPassages)) write(located_.passage_spans, out.second_passages);
+}
+
+// Another language of each row's group for its query, and one for its passage, all in equal probability;
+// where there is none, the row's own. Keyed by the row's place in the global batch. A side that is not asked
+// for keeps its language, and the other's draw does not depend on it.
+void Gatherer::choose_seconds(std::uint32_t epoch, std::uint32_t index, std::size_t first, std::size_t rows) {
+  const auto count = static_cast<std::uint16_t>(plan_.options().languages.size());
+  seconds_.assign(planned_.rows.begin() + static_cast<std::ptrdiff_t>(first),
+                  planned_.rows.begin() + static_cast<std::ptrdiff_t>(first + rows));
+  for (std::size_t i = 0; i < rows; ++i) {
+    Row& row = seconds_[i];
+    languages_.clear();
+    for (std::uint16_t l = 0; l < count; ++l) {
+      if (plan_.version(row.group, l) >= 0) languages_.push_back(l);
+    }
+    if (languages_.size() < 2) continue;
+    Random random(plan_.options().seed, word(Purpose::kSecond, static_cast<std::uint32_t>(first + i)), epoch,
+                  index);
+    const auto other = [&](std::uint16_t than) {
+      const std::uint32_t drawn = random.below(static_cast<std::uint32_t>(languages_.size()) - 1);
+      // Of the others, in order: those from `than` on lie one further.
+      return languages_[drawn + (languages_[drawn] >= than)];
+    };
+    const std::uint16_t query = other(row.query), passage = other(row.passage);
+    if (options_.wants(Second::kQueries)) row.query = query;
+    if (options_.wants(Second::kPassages)) row.passage = passage;
+  }
+}
+
+void Gatherer::copy_vectors(const Row* row, Batch& out) const {
+  out.group_vectors.resize(options_.group_vectors.size());
+  for (std::size_t a = 0; a < out.group_vectors.size(); ++a) {
+    const auto& [rows, bytes] = options_.group_vectors[a];
+    auto* to = out.group_vectors[a].resize<std::byte>(out.rows * bytes);
+    for (std::size_t i = 0; i < out.rows; ++i, to += bytes) {
+      if (i % kTurn == 0) give_way();
+      std::memcpy(to, rows + std::size_t{row[i].group} * bytes, bytes);
+    }
+  }
 }
 
 void Gatherer::prefetch(const Span& span) const {

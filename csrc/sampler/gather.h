@@ -18,6 +18,8 @@ class Memory {
  public:
   Memory() = default;
   Memory(const Memory&) = delete;
+  Memory(Memory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   Memory& operator=(const Memory&) = delete;
   ~Memory() { std::free(data_); }
 
@@ -54,8 +56,18 @@ struct Batch {
   Memory negative_rows, negative_mask_groups;                             // int64
   Memory flagged;                                                         // uint8
   std::vector<std::uint32_t> query_language_rows, passage_language_rows;  // of each language
-  Texts queries, passages, negatives;
+  Memory second_query_languages, second_passage_languages;                // int64
+  Texts queries, passages, negatives, second_queries, second_passages;
+  std::vector<Memory> group_vectors;  // of each array, a row for each row
   std::exception_ptr error;  // set in place of all else where building failed
+};
+
+enum class Second : std::uint8_t { kNone = 0, kQueries = 1, kPassages = 2, kBoth = 3 };
+
+// Rows of so many bytes, one of each group.
+struct GroupVectors {
+  const std::byte* rows;
+  std::size_t bytes;
 };
 
 struct GatherOptions {
@@ -64,6 +76,10 @@ struct GatherOptions {
   bool flat = false;
   bool wide = true;  // int64 token ids; else int32
   std::uint32_t pad_to_multiple_of = 1;
+  Second second = Second::kNone;
+  std::vector<GroupVectors> group_vectors;
+
+  bool wants(Second side) const { return static_cast<int>(second) & static_cast<int>(side); }
 };
 
 // Builds batches; one per thread.
@@ -80,6 +96,8 @@ class Gatherer {
   std::uint32_t mask_group(std::size_t i) const;
   void find_passages();
   void choose_negatives(Batch& out);
+  void choose_seconds(std::uint32_t epoch, std::uint32_t index, std::size_t first, std::size_t rows);
+  void copy_vectors(const Row* row, Batch& out) const;
   void write(const std::vector<Span>& spans, Texts& out);
   template <class Int>
   void write_padded(const std::vector<Span>& spans, Texts& out) const;
@@ -91,6 +109,8 @@ class Gatherer {
   Planner planner_;
   PlannedBatch planned_;
   Located located_;
+  std::vector<Row> seconds_;             // each row with its second languages
+  std::vector<std::uint16_t> languages_;  // of a group
   Table passages_;  // of the global batch: their mask groups plus 1
   std::vector<std::pair<std::int64_t, std::int64_t>> candidates_;  // texts and their mask groups
   std::vector<std::int64_t> negative_texts_;

@@ -65,10 +65,10 @@ inline double unit(std::uint32_t high, std::uint32_t low) {
 }
 
 // What a draw is for; the first word of the counter, together with the cell it belongs to.
-enum class Purpose : std::uint32_t { kStream, kDeal, kOrder, kLanguages, kShuffle, kPartner, kNegatives };
+enum class Purpose : std::uint32_t { kStream, kDeal, kOrder, kLanguages, kShuffle, kPartner, kNegatives, kSecond };
 
 inline std::uint32_t word(Purpose purpose, std::uint32_t cell = 0) {
-  // Three bits: room for one more purpose.
+  // Three bits: no room for one more purpose. A further draw takes cells that one of these does not use.
   return static_cast<std::uint32_t>(purpose) | (cell << 3);
 }
 

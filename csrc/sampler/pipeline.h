@@ -42,7 +42,7 @@ struct Stats {
   Count discarded{0};  // built twice
   Count flagged{0};    // rows
   Count tokens{0}, padding{0};
-  Count modes[3] = {};                                    // batches of each Mode
+  Count modes[4] = {};                                    // batches of each Mode
   std::vector<Count> query_languages, passage_languages;  // rows
 };
 

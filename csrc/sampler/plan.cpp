@@ -42,7 +42,7 @@ Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(st
   }
   order_by_source();
   find_languages();
-  build_mono();
+  if (!options_.mix_rows) build_mono();
   build_cross();
   const std::uint64_t versions = std::accumulate(coverage_.begin(), coverage_.end(), std::uint64_t{0});
   const std::uint64_t natural = std::max<std::uint64_t>(1, versions / options_.batch_size);
@@ -120,7 +120,7 @@ std::string Plan::too_small(Mode mode, int query, int passage, const Cell* cell,
   std::string what = mode == Mode::kMono    ? "language '" + options_.language_names[query] + "'"
                      : query >= 0           ? "language pair '" + options_.language_names[query] + "-" +
                                                   options_.language_names[passage] + "'"
-                     : mode == Mode::kCross ? "groups in two or more languages"
+                     : mode != Mode::kSame ? "groups in two or more languages"
                                             : "all languages";
   if (cell) what += ", source '" + options_.source_names[cell->source] + "'";
   return "batch_size " + std::to_string(options_.batch_size) + " cannot be filled from " + what + ": " +
@@ -212,10 +212,12 @@ void Plan::build_cross() {
   const auto count = static_cast<std::uint32_t>(options_.languages.size());
   std::vector<double> weights;
   if (options_.cross != Cross::kPaired) {
-    const Mode mode = options_.cross == Cross::kMixed ? Mode::kCross : Mode::kSame;
-    if (mode == Mode::kCross && count < 2) {
+    const Mode mode = options_.mix_rows                  ? Mode::kRows
+                      : options_.cross == Cross::kMixed ? Mode::kCross
+                                                        : Mode::kSame;
+    if (mode != Mode::kSame && count < 2) {
       cross_.error =
-          "alpha below 1 needs two or more languages, got one: '" + options_.language_names[0] + "'";
+          std::string(options_.mix_rows ? "mix 'rows'" : "alpha below 1") + " needs two or more languages, got one: '" + options_.language_names[0] + "'";
     } else {
       add_streams(mode, -1, -1, 1, count, false, cross_, weights);
     }
@@ -301,6 +303,8 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
   const Options& options = plan.options();
   if (options.predefined_NB3) return;
   std::vector<std::uint32_t> dealt(plan.streams());
+  if (alphas.size() == 1) alphas_.assign(1, alphas);
+  else if (options.mix_rows) alphas_.resize(std::max<std::size_t>(plan.streams(), 2));
   double block[kBlock], alpha = 0, to_cumulative[2] = {};
   for (std::uint32_t index = 0; index < plan.batches(); ++index) {
     if (index % kBlock == 0) draw_block(options, epoch, index / kBlock, block);
@@ -310,12 +314,12 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
       to_cumulative[1] = plan.choice(true).total() / alpha;  // infinite at 0, and then not used
       to_cumulative[0] = plan.choice(false).total() / (1 - alpha);
     }
-    const bool mono = x < alpha;
+    const bool mono = !options.mix_rows && x < alpha;
     const Plan::Choice& choice = plan.choice(mono);
     if (!choice.error.empty()) throw std::invalid_argument(choice.error);
     // Which mode and stream it is cannot be predicted, so nothing here branches on it while streams are few.
     const auto& cumulative = choice.cumulative;
-    x = (mono ? x : x - alpha) * to_cumulative[mono];
+    x = options.mix_rows ? x * choice.total() : (mono ? x : x - alpha) * to_cumulative[mono];
     std::size_t at = 0;
     if (cumulative.size() <= 32) {
       for (std::size_t i = 0; i + 1 < cumulative.size(); ++i) at += x >= cumulative[i];
@@ -325,6 +329,7 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
     }
     const std::uint32_t stream = choice.streams[at];
     entries_[index] = {stream, dealt[stream]++};
+    if (options.mix_rows && alphas.size() > 1) alphas_[stream].push_back(alpha);
   }
 }
 

@@ -8,6 +8,7 @@
 //   cross   "mixed": one stream; every row draws an ordered pair of different languages among those its group
 //           exists in (X-Y). "paired": one stream per ordered pair of languages. "same": one stream; every
 //           row draws one language for query and passage (X-X).
+//   rows    in place of both, one stream: every row is same-language with probability alpha, else X-Y.
 //   With single sources there is one of these per source.
 // A batch draws its mode (mono with probability alpha), then a stream of that mode by the language weights
 // and, with single sources, the source weights. All of it is one uniform number in [0, 1) looked up in
@@ -34,6 +35,7 @@
 // A window whose rows cannot meet a duplicate is not built at all: each batch then costs only its own rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -77,12 +79,13 @@ enum class Dedup { kNone, kGroup, kText };
 constexpr std::uint32_t kMaxWindow = 16;       // batches
 constexpr std::uint32_t kMaxLanguages = 4096;  // that one plan draws from
 
-enum class Mode : std::uint8_t { kMono, kCross, kSame };
+enum class Mode : std::uint8_t { kMono, kCross, kSame, kRows };
 
 struct Options {
   std::uint64_t seed = 0;
   std::uint32_t batch_size = 0;
   Cross cross = Cross::kMixed;
+  bool mix_rows = false;  // kinds of pairs in every batch, not kinds of batches
   bool stratified = false;
   std::vector<std::uint32_t> languages;  // columns of version_GL
   std::vector<std::string> language_names;
@@ -158,7 +161,7 @@ class Plan {
   const Stream& stream(std::uint32_t i) const { return streams_[i]; }
   std::size_t streams() const { return streams_.size(); }
   std::size_t cells() const { return cell_count_; }
-  const Choice& choice(bool mono) const { return mono ? mono_ : cross_; }
+  const Choice& choice(bool mono) const { return mono && !options_.mix_rows ? mono_ : cross_; }
   const std::vector<std::uint32_t>& coverage() const { return coverage_; }  // groups of each language
   const std::vector<std::string>& left_out() const { return left_out_; }    // streams too small for a batch
 
@@ -221,10 +224,18 @@ class Schedule {
   };
   std::uint32_t epoch() const { return epoch_; }
   const Entry& operator[](std::uint32_t index) const { return entries_[index]; }
+  // Of the k-th batch of a stream, where rows are mixed; of the last one for those beyond the epoch, with which
+  // a window ends.
+  double alpha(std::uint32_t stream, std::uint32_t k) const {
+    if (alphas_.size() == 1) return alphas_[0][0];
+    const auto& of_stream = alphas_[stream];
+    return of_stream[std::min<std::size_t>(k, of_stream.size() - 1)];
+  }
 
  private:
   std::uint32_t epoch_;
   std::vector<Entry> entries_;
+  std::vector<std::vector<double>> alphas_;  // a single one, or batch by batch of each stream
 };
 
 // Plans batches; one per thread, since it keeps scratch memory and the last window of each stream.
@@ -247,13 +258,13 @@ class Planner {
   void predefined(std::uint32_t index, PlannedBatch& out);
   const Permutation& order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass);
   bool meets_itself(const Stream& stream, std::uint32_t first, std::uint32_t batches) const;
-  void deal(const Stream& stream, std::uint32_t epoch, std::uint32_t k, Row* out);
-  void deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
+  void deal(const Schedule& schedule, std::uint32_t stream, std::uint32_t k, Row* out);
+  void deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha, std::uint64_t from,
                  std::uint64_t to, Row* out);
-  void draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
-                      std::uint32_t count, Row* out) const;
-  const Window& window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first, std::uint32_t span,
-                       bool items_meet);
+  void draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha,
+                      std::uint64_t from, std::uint32_t count, Row* out) const;
+  const Window& window(const Schedule& schedule, std::uint32_t stream, std::uint32_t first,
+                       std::uint32_t span, bool items_meet);
   void sort_by_length(Window& window, std::uint32_t span);
   void part_duplicates(Window& window, std::uint32_t span, bool items_meet);
   void text_keys(const Row* rows, std::size_t count);

@@ -64,11 +64,11 @@ void Planner::plan(const Schedule& schedule, std::uint32_t index, PlannedBatch& 
       options.dedup != Dedup::kNone && (plan_.corpus().item_G || meets_itself(stream, first, span));
   bool crowded = false;
   if (items_meet || options.dedup == Dedup::kText || options.length_buckets > 1) {
-    const Window& whole = window(schedule.epoch(), stream_index, first, span, items_meet);
+    const Window& whole = window(schedule, stream_index, first, span, items_meet);
     std::copy_n(whole.rows.begin() + std::ptrdiff_t{k - first} * rows, rows, out.rows.begin());
     crowded = whole.crowded >> (k - first) & 1;
   } else {
-    deal(stream, schedule.epoch(), k, out.rows.data());
+    deal(schedule, stream_index, k, out.rows.data());
   }
   // Or a rank, which takes a slice, would get one source, or the long texts.
   if (stream.cells.size() > 1 || options.length_buckets > 1) {
@@ -122,22 +122,24 @@ bool Planner::meets_itself(const Stream& stream, std::uint32_t first, std::uint3
   return meets;
 }
 
-void Planner::deal(const Stream& stream, std::uint32_t epoch, std::uint32_t k, Row* out) {
+void Planner::deal(const Schedule& schedule, std::uint32_t stream_index, std::uint32_t k, Row* out) {
+  const Stream& stream = plan_.stream(stream_index);
   const std::uint64_t rows = plan_.options().batch_size;
+  const double alpha = stream.mode == Mode::kRows ? schedule.alpha(stream_index, k) : 0;
   std::uint64_t until = rows * (std::uint64_t{k} + 1);
   shares_before(stream, rows * k, [&](std::size_t i, std::uint64_t from) {
     const Cell& cell = stream.cells[i];
     const auto to =
         static_cast<std::uint64_t>(static_cast<unsigned __int128>(until) * cell.weight / cell.weight_left);
     until -= to;
-    deal_cell(stream, cell, epoch, from, to, out);
+    deal_cell(stream, cell, schedule.epoch(), alpha, from, to, out);
     out += to - from;
   });
 }
 
 // The rows at positions from .. to - 1 of a cell.
-void Planner::deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
-                        std::uint64_t to, Row* out) {
+void Planner::deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha,
+                        std::uint64_t from, std::uint64_t to, Row* out) {
   while (from < to) {
     const std::uint64_t pass = from / cell.count;
     const auto at = static_cast<std::uint32_t>(from % cell.count);
@@ -151,15 +153,15 @@ void Planner::deal_cell(const Stream& stream, const Cell& cell, std::uint32_t ep
     } else {
       for (std::uint32_t i = 0; i < count; ++i) out[i] = {plan_.group(cell, elements_[i]), query, passage};
     }
-    if (stream.query < 0) draw_languages(stream, cell, epoch, from, count, out);
+    if (stream.query < 0) draw_languages(stream, cell, epoch, alpha, from, count, out);
     from += count;
     out += count;
   }
 }
 
 // Languages among those the row's group exists in, by weight, keyed by the row's position in its cell.
-void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, std::uint64_t from,
-                             std::uint32_t count, Row* out) const {
+void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha,
+                             std::uint64_t from, std::uint32_t count, Row* out) const {
   const Options& options = plan_.options();
   const auto languages = static_cast<std::uint32_t>(options.languages.size());
   std::uint16_t present[kMaxLanguages];
@@ -180,10 +182,15 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
     return i;
   };
   if (plan_.complete()) find(0);
-  PhiloxLanes words;
+  PhiloxLanes words, kinds;
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint32_t lane = i % kPhiloxLanes;
     if (lane == 0) words = philox_lanes(word(Purpose::kLanguages, cell.id), epoch, from + i, options.seed);
+    bool same = stream.mode == Mode::kSame;
+    if (stream.mode == Mode::kRows) {  // batches' kinds have cell 0
+      if (lane == 0) kinds = philox_lanes(word(Purpose::kStream, cell.id + 1), epoch, from + i, options.seed);
+      same = unit(kinds[0][lane], kinds[1][lane]) < alpha;
+    }
     if (!plan_.complete()) {
       if (i + kAhead < count) {
         __builtin_prefetch(
@@ -211,12 +218,13 @@ void Planner::draw_languages(const Stream& stream, const Cell& cell, std::uint32
       total += weight;
     }
     out[i].query = present[q];
-    out[i].passage = present[stream.mode == Mode::kSame ? q : p];
+    out[i].passage = present[same ? q : p];
   }
 }
 
-const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream, std::uint32_t first,
+const Planner::Window& Planner::window(const Schedule& schedule, std::uint32_t stream, std::uint32_t first,
                                        std::uint32_t span, bool items_meet) {
+  const std::uint32_t epoch = schedule.epoch();
   Window& kept = windows_[stream % windows_.size()];
   if (!kept.rows.empty() && kept.epoch == epoch && kept.stream == stream && kept.first == first) return kept;
   const std::size_t rows = plan_.options().batch_size;
@@ -224,7 +232,7 @@ const Planner::Window& Planner::window(std::uint32_t epoch, std::uint32_t stream
   std::vector<Row> dealt = std::move(kept.rows);
   dealt.resize(span * rows);
   for (std::uint32_t i = 0; i < span; ++i)
-    deal(plan_.stream(stream), epoch, first + i, dealt.data() + i * rows);
+    deal(schedule, stream, first + i, dealt.data() + i * rows);
   kept = {epoch, stream, first, 0, std::move(dealt)};
   if (plan_.options().length_buckets > 1) sort_by_length(kept, span);
   if (items_meet || plan_.options().dedup == Dedup::kText) part_duplicates(kept, span, items_meet);

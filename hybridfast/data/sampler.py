@@ -19,6 +19,9 @@ from hybridfast.data.columns import language_tag
 
 AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
 MAX_LANGUAGES = 4096  # as csrc/sampler/plan.h has it
+MODES = ("mono", "cross", "same", "rows")  # of batches
+# Of a batch, in the order of their places; those of later options after those of earlier ones.
+TEXTS = ("queries", "passages", "negatives", "second_queries", "second_passages")
 Options = TypeVar("Options", PlanOptions, GatherOptions)
 
 
@@ -61,7 +64,8 @@ class Batch:
     `queries`, `passages` and `negatives` are what a SentenceTransformer's first module takes:
     layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
     layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
-    They are None for a corpus without token ids. Languages are positions in `HybridSampler.languages`.
+    They are None for a corpus without token ids. `second_queries` and `second_passages`, the same texts in other
+    languages, are None unless `second` asks for them. Languages are positions in `HybridSampler.languages`.
     A row is flagged that repeats an item, a query or a passage of an earlier row of the global batch; the
     loss wants `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each
     other, and `negative_mask_groups` as the passage_groups of hard negatives: one that equals a passage of
@@ -70,7 +74,7 @@ class Batch:
 
     epoch: int
     index: int
-    mode: str  # "mono", "cross" or, with cross="same", "same"
+    mode: str  # "mono", "cross" or, with cross="same", "same"; with mix="rows", "rows"
     groups: torch.Tensor  # (B,) int64
     query_languages: torch.Tensor  # (B,) int64
     passage_languages: torch.Tensor  # (B,) int64
@@ -81,6 +85,11 @@ class Batch:
     negatives: dict[str, torch.Tensor] | None  # M <= B * negatives texts; None when negatives=0
     negative_rows: torch.Tensor | None  # (M,) int64: the row each hard negative belongs to
     negative_mask_groups: torch.Tensor | None  # (M,) int64
+    second_queries: dict[str, torch.Tensor] | None = None  # B texts
+    second_query_languages: torch.Tensor | None = None  # (B,) int64
+    second_passages: dict[str, torch.Tensor] | None = None  # B texts
+    second_passage_languages: torch.Tensor | None = None  # (B,) int64
+    group_vectors: tuple[torch.Tensor, ...] = ()  # (B, K) each, of the option's dtypes
 
 
 class HybridSampler:
@@ -93,6 +102,9 @@ class HybridSampler:
     cross: what the other batches are: "mixed" (X-Y: languages vary inside the batch, query and passage
         differ), "paired" (one ordered language pair per batch), "same" (LAReQA's X-X: same-language pairs,
         languages mixed inside the batch).
+    mix: "batches" (each batch is monolingual or not) or "rows": every row of every batch is same-language (one
+        language, drawn as for "same") with probability alpha, and otherwise X-Y. These are rows of the groups
+        in two or more languages; needs cross="mixed".
     draw: "bernoulli" (every batch draws its mode and languages) or "stratified" (each block of 100 batches
         holds exactly its share of every mode and language, in random order).
     languages: the languages to draw from, by code; default all of the corpus.
@@ -100,6 +112,11 @@ class HybridSampler:
     sources: "mixed" (every batch holds pairs of all data sets, by weight) or "single" (one per batch).
     source_weights: "size" or {source: weight}; temperature: sizes count as size ** (1 / temperature).
     negatives: at most this many hard negatives per pair, in the passage's language.
+    second: "queries", "passages" or "both": every row also has the query (or passage) of its group in another
+        language than its own query's (passage's), drawn uniformly; its own where there is no other. Rows and
+        languages of the batch are the same as with "none".
+    group_vectors: (G, K) float32 or float16 arrays, C-contiguous, perhaps memory-mapped; a batch has the rows
+        of its groups.
     dedup: "group" (an item at most once in a global batch), "text" (nor two equal queries or passages), or
         None.
     dedup_window: rows that would meet their duplicate change places within so many batches of their kind.
@@ -120,6 +137,7 @@ class HybridSampler:
         seed: int = 0,
         *,
         cross: str = "mixed",
+        mix: str = "batches",
         draw: str = "bernoulli",
         languages: Sequence[str] | None = None,
         language_weights: Mapping[str, float] | None = None,
@@ -127,6 +145,8 @@ class HybridSampler:
         source_weights: str | Mapping[str, float] = "size",
         temperature: float = 1.0,
         negatives: int = 0,
+        second: str = "none",
+        group_vectors: Sequence[np.ndarray] = (),
         dedup: str | None = "group",
         dedup_window: int = 4,
         length_buckets: int = 1,
@@ -149,6 +169,10 @@ class HybridSampler:
         self.batch_size, self.alpha, self.seed = batch_size, alpha, seed
         self.layout, self.threads, self.prefetch, self.pin_memory = layout, threads, prefetch, pin_memory
         _check_choice("cross", cross, ("mixed", "paired", "same"))
+        _check_choice("mix", mix, ("batches", "rows"))
+        if mix == "rows" and cross != "mixed":
+            raise ValueError(f"mix='rows' needs cross='mixed', got {cross!r}")
+        _check_choice("second", second, ("none", "queries", "passages", "both"))
         _check_choice("draw", draw, ("bernoulli", "stratified"))
         _check_choice("sources", sources, ("mixed", "single"))
         _check_choice("dedup", dedup, ("group", "text", None))
@@ -178,6 +202,7 @@ class HybridSampler:
             raise ValueError("length_buckets above 1 needs token_ids, which the corpus does not have")
 
         arrays = _checked_arrays(tokens)
+        group_vectors = [_checked_vectors(i, array, tokens) for i, array in enumerate(group_vectors)]
         if batches is not None:
             _check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
@@ -186,11 +211,12 @@ class HybridSampler:
             sources=len(self.sources),
             versions=_version_count(tokens),
             pad_id=tokens.pad_id,
-            files=_files(arrays.values()),
+            files=_files([*arrays.values(), *group_vectors]),
         )
         by_language = {_spelled(name, self.languages): w for name, w in (language_weights or {}).items()}
         named = {
             **self._options,
+            "group_vectors": group_vectors,
             "languages": [tokens.languages.index(language) for language in self.languages],
             "language_names": self.languages,
             "language_weights": _weights("language_weights", by_language, self.languages),
@@ -275,14 +301,18 @@ class HybridSampler:
         return alphas
 
     def _batch(self, built: tuple[Any, ...]) -> Batch:
-        epoch, index, mode, rows, queries, passages, negatives, negative_rows, negative_mask_groups = built
-        second = "offsets" if self.layout == "flat" else "attention_mask"
+        epoch, index, mode, rows, queries, passages, negatives, negative_rows, negative_mask_groups, more = built
+        second_queries, second_query_languages, second_passages, second_passage_languages, vectors = more
+        beside = "offsets" if self.layout == "flat" else "attention_mask"
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).pin_memory() if self.pin_memory else torch.from_numpy(array)
 
         def texts(pair: tuple[np.ndarray, np.ndarray] | None) -> dict[str, torch.Tensor] | None:
-            return None if pair is None else {"input_ids": tensor(pair[0]), second: tensor(pair[1])}
+            return None if pair is None else {"input_ids": tensor(pair[0]), beside: tensor(pair[1])}
+
+        def maybe(array: np.ndarray | None) -> torch.Tensor | None:
+            return None if array is None else tensor(array)
 
         groups, query_languages, passage_languages, flagged, mask_groups = map(tensor, rows)
         return Batch(
@@ -297,8 +327,13 @@ class HybridSampler:
             queries=texts(queries),
             passages=texts(passages),
             negatives=texts(negatives),
-            negative_rows=None if negative_rows is None else tensor(negative_rows),
-            negative_mask_groups=None if negative_mask_groups is None else tensor(negative_mask_groups),
+            negative_rows=maybe(negative_rows),
+            negative_mask_groups=maybe(negative_mask_groups),
+            second_queries=texts(second_queries),
+            second_query_languages=maybe(second_query_languages),
+            second_passages=texts(second_passages),
+            second_passage_languages=maybe(second_passage_languages),
+            group_vectors=tuple(map(tensor, vectors)),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -318,6 +353,8 @@ class HybridSampler:
     def fingerprint(self) -> str:
         """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
         plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
+        # Left as they are, options that came later leave the names of plans as they were.
+        plan = {name: value for name, value in plan.items() if _LATER.get(name) != value}
         # A function is known by its values in the first epoch.
         plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
         if plan["batches"] is not None:
@@ -336,7 +373,7 @@ class HybridSampler:
         places = counts["tokens"] + counts.pop("padding")
         counts["padding_share"] = 1 - counts["tokens"] / places if places else 0.0
         counts["late_share"] = counts["late"] / max(counts["batches"], 1)
-        counts["modes"] = {mode: counts.pop(mode) for mode in ("mono", "cross", "same")}
+        counts["modes"] = {mode: counts.pop(mode) for mode in MODES}
         for side in ("query_languages", "passage_languages"):
             counts[side] = dict(zip(self.languages, counts[side], strict=True))
         return counts
@@ -366,7 +403,10 @@ class HybridSampler:
         self._epoch, self._index = state["position"]
 
 
-_NOT_THE_PLAN = ("rank", "world_size", "threads", "prefetch", "pin_memory", "layout", "token_dtype")
+_NOT_THE_PLAN = (
+    *("rank", "world_size", "threads", "prefetch", "pin_memory", "layout", "token_dtype", "group_vectors"),
+)
+_LATER = {"mix": "batches", "second": "none"}
 
 _DTYPES = {
     "version_GL": np.int32,
@@ -449,6 +489,18 @@ def _checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     if tokens.version_GL.shape != shape:
         raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
     return arrays
+
+
+def _checked_vectors(i: int, array: np.ndarray, tokens: Tokens) -> np.ndarray:
+    groups = len(tokens.source_G)
+    if array.ndim != 2 or len(array) != groups or array.shape[1] < 1:
+        raise ValueError(f"group_vectors[{i}] must be ({groups}, K), got {array.shape}")
+    if array.dtype not in (np.float32, np.float16) or not array.flags.c_contiguous:
+        raise ValueError(
+            f"group_vectors[{i}] must be C-contiguous float32 or float16, got {array.dtype}"
+            + ("" if array.flags.c_contiguous else " in another order")
+        )
+    return array
 
 
 def _check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, languages: list[str]) -> None:

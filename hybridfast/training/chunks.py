@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hybridfast.data.sampler import Batch
+from hybridfast.data.sampler import TEXTS, Batch
 from hybridfast.encoder import embedding
 from hybridfast.encoder.dropout import out_of_reach
 from hybridfast.encoder.embedding import Features, Side
@@ -28,9 +28,18 @@ from hybridfast.encoder.texts import cut_into_chunks, default_places
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Chunks", "lengths_of", "with_places"]
+__all__ = ["Chunks", "Embedded", "lengths_of", "with_places"]
 
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
+
+
+class Embedded(NamedTuple):
+    """The embeddings of a batch's texts, with gradients."""
+
+    queries: Tensor  # (B, D)
+    passages: Tensor  # (B + M, D): hard negatives after the positives
+    second_queries: Tensor | None = None  # (B, D), in other languages; where the batch has them
+    second_passages: Tensor | None = None  # (B, D)
 
 
 class Chunks:
@@ -66,8 +75,8 @@ class Chunks:
         self.encoded = 0  # places of this batch, padding counted; 0 of a static encoder
         self._unreached, self._warned = out_of_reach(model), False
 
-    def embed(self, batch: Batch, step: int = 0) -> tuple[Tensor, Tensor]:
-        """The embeddings of a batch's queries (B, D), and of its passages and then hard negatives (B + M, D).
+    def embed(self, batch: Batch, step: int = 0) -> Embedded:
+        """The embeddings of all texts of a batch.
 
         Args:
             batch: its texts as flat ids; with a rank's share of a batch (`Ranks.share`), ``places`` (texts,)
@@ -79,14 +88,23 @@ class Chunks:
         """
         if is_static(self.model):  # no padding, and one call for all
             parts = [(side, ids) for side, ids, _ in self._parts(batch)]
-            both = embedding.embed_static(self.model, parts)
+            all_TD = embedding.embed_static(self.model, parts)
         else:
             self.kept_bytes, self.recomputed, self.encoded = 0.0, 0, 0
             embeddings = [self._by_chunks(*part, step) for part in self._parts(batch)]
-            both = torch.cat(embeddings[::-1]) if len(embeddings) > 1 else embeddings[0]
+            all_TD = torch.cat(embeddings[::-1]) if len(embeddings) > 1 else embeddings[0]
             self._warn_once()
         rows = len(batch.query_languages)
-        return both[:rows], both[rows:]
+        seconds = [0 if ids is None else rows for ids in (batch.second_queries, batch.second_passages)]
+        queries_BD, second_queries_BD, passages_ND, second_passages_BD = all_TD.split(
+            [rows, seconds[0], len(all_TD) - rows - sum(seconds), seconds[1]]
+        )
+        return Embedded(
+            queries_BD,
+            passages_ND,
+            None if batch.second_queries is None else second_queries_BD,
+            None if batch.second_passages is None else second_passages_BD,
+        )
 
     def places_of(self, batch: Batch) -> tuple[int, int]:
         """The tokens of a batch's texts, and the places of its chunks."""
@@ -104,14 +122,11 @@ class Chunks:
         Passages first: the longer texts, which are measured, and which fail where one does not fit.
         """
         query, document = self.sides
-        assert batch.queries is not None  # there are in a batch of flat ids
-        texts = [ids for ids in with_places(batch) if ids and len(ids["offsets"])]
-        places = [ids["places"] for ids in texts]
-        if self.together:
-            return [(document, embedding.joined_texts(texts), torch.cat(places))]
+        asks, told = ([ids for ids in side if ids and len(ids["offsets"])] for side in _sides(with_places(batch)))
+        parts = [(document, [*asks, *told])] if self.together else [(document, told), (query, asks)]
         return [
-            (document, embedding.joined_texts(texts[1:]), torch.cat(places[1:])),
-            (query, batch.queries, places[0]),
+            (side, embedding.joined_texts(texts), torch.cat([ids["places"] for ids in texts]))
+            for side, texts in parts
         ]
 
     def _cut(self, lengths_B: Tensor, side: Side) -> list[Tensor]:
@@ -191,12 +206,18 @@ class Chunks:
 
 
 def with_places(batch: Batch) -> list[Features | None]:
-    """A batch's queries, passages and negatives, each text with its place in the whole batch."""
+    """A batch's `TEXTS`, side by side, each text with its place in the whole batch."""
     sides, place = [], 0
-    for ids in (batch.queries, batch.passages, batch.negatives):
+    for ids in (getattr(batch, name) for name in TEXTS):
         sides.append(None if ids is None else {"places": ids["offsets"] + place} | ids)
         place += 0 if ids is None else len(ids["input_ids"])
     return sides
+
+
+def _sides(texts: list[Features | None]) -> tuple[list[Features | None], list[Features | None]]:
+    """Of a batch's `TEXTS`: queries and their seconds; passages, hard negatives and second passages."""
+    queries, passages, negatives, second_queries, second_passages = texts
+    return [queries, second_queries], [passages, negatives, second_passages]
 
 
 def lengths_of(texts: Features) -> Tensor:

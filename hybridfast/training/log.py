@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hybridfast.data.sampler import Batch
+from hybridfast.data.sampler import MODES, TEXTS, Batch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -131,15 +131,28 @@ class Log:
         for tracker in self.trackers:
             tracker.close()
 
-    def add(self, batch: Batch, loss: float, norm: Tensor | None, rate: float, places: int) -> None:
-        """Count a step: its loss, the gradient's norm, the learning rate, and the places it encoded."""
+    def add(
+        self,
+        batch: Batch,
+        loss: float,
+        norm: Tensor | None,
+        rate: float,
+        places: int,
+        terms: Mapping[str, float] | None = None,
+    ) -> None:
+        """Count a step: its loss, the gradient's norm, the learning rate, the places it encoded.
+
+        Args:
+            terms: of the loss, by name.
+        """
         self.step += 1
         self.losses = [*self.losses[-49:], loss]
         tokens = sum(
-            len(side["input_ids"]) for side in (batch.queries, batch.passages, batch.negatives) if side
+            len(side["input_ids"]) for name in TEXTS if (side := getattr(batch, name)) is not None
         )
         counts = {"steps": 1, "pairs": len(batch.groups), "tokens": tokens, "places": max(places, tokens)}
         _add(self.sums, {**counts, "loss": loss, f"steps {batch.mode}": 1, f"loss {batch.mode}": loss})
+        _add(self.sums, {f"term {name}": value for name, value in (terms or {}).items()})
         if norm is not None:
             self.norms.append(norm)
         self.constants["learning_rate"] = rate
@@ -217,9 +230,11 @@ class Log:
     def _figures(self, sums: Sums) -> Figures:
         seconds = max(_seconds(sums), 1e-9)
         figures = {"loss": sums["loss"] / max(sums["steps"], 1)}
-        for kind in ("mono", "cross"):
+        for kind in MODES:
             if sums[f"steps {kind}"]:
                 figures[f"loss/{kind}"] = sums[f"loss {kind}"] / sums[f"steps {kind}"]
+        for name in [name for name in sums if name.startswith("term ")]:
+            figures[f"loss/{name.removeprefix('term ')}"] = sums[name] / max(sums["steps"], 1)
         figures |= self.constants
         if sums["norms"]:
             figures["grad_norm"] = sums["norm"] / sums["norms"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice, repeat
@@ -12,20 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from hybridfast.data.sampler import Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.infonce import distributed
-from hybridfast.infonce.loss import info_nce
 from hybridfast.training import checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
+from hybridfast.training.objective import Objective
 from hybridfast.training.optimizer import Average, make_optimizer, trainable
 from hybridfast.training.precision import Precision
 from hybridfast.training.ranks import Ranks
@@ -104,35 +101,7 @@ def train(
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    cosine = loading.similarity(model) == "cosine"
-    temperature = config.temperature or (0.05 if cosine else 1.0)
-    # Prefixes that are good embeddings themselves: Kusupati et al., 2022. None: the whole.
-    dims: list[int | None] = [*config.matryoshka_dims] if config.matryoshka_dims else [None]
-
-    def loss_of(
-        queries_QD: Tensor,
-        passages_ND: Tensor,
-        query_groups: Tensor,
-        passage_groups: Tensor,
-        loss: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
-        losses = [
-            (loss or info_nce)(
-                queries_QD if dim is None else queries_QD[:, :dim],
-                passages_ND if dim is None else passages_ND[:, :dim],
-                temperature,
-                query_groups=query_groups,
-                passage_groups=passage_groups,
-                in_batch=config.in_batch,
-                bidirectional=config.bidirectional,
-                normalize=cosine,
-            )
-            for dim in dims
-        ]
-        return torch.stack(losses).mean()
-
-    # Of all ranks, whose mean it is, where there are several.
-    across = None if ranks.alone else partial(distributed.info_nce, exchange=config.exchange)
+    objective = Objective(config, cosine=loading.similarity(model) == "cosine", ranks=ranks)
     average = Average(parameters, config.ema_decay)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
@@ -141,7 +110,7 @@ def train(
         every=config.logging_steps,
         max_steps=max_steps,
         epoch=len(sampler),
-        constants={"temperature": temperature},
+        constants={"temperature": objective.temperature},
         trackers=config.report_to or [],
         settings=asdict(config),
         name=name,
@@ -179,11 +148,10 @@ def train(
             own = ranks.share(batch)
             # Around the loss too, whose products take autocast's dtype.
             with precision.autocast():
-                queries_QD, passages_ND = chunks.embed(own, step)
+                embedded = chunks.embed(own, step)
                 log.clock.lap("encoder")
-                query_groups, passage_groups = _groups(own, device)
-                loss = loss_of(queries_QD, passages_ND, query_groups, passage_groups, across)
-            told = ranks.tell(loss, chunks.encoded, interrupts.asked)
+                loss, terms = objective(embedded, own)
+            told = ranks.tell(loss, chunks.encoded, interrupts.asked, terms)
             log.clock.lap("loss")
             precision.backward(loss, optimizer, reduction.finish)
             log.clock.lap("backward")
@@ -191,7 +159,7 @@ def train(
             if config.max_grad_norm:
                 norm = clip_gradients(parameters, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
-            value, places, stopping = told.values()
+            value, places, stopping, parts = told.values()
             if not math.isfinite(value):
                 raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
             rate = max(scheduler.get_last_lr())
@@ -199,13 +167,14 @@ def train(
                 average.add()
                 scheduler.step()
             optimizer.zero_grad()
-            log.add(batch, value, norm, rate, places)
+            log.add(batch, value, norm, rate, places, parts)
             log.clock.lap("optimizer")
             is_best = False
             if validation and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
                 optimizer.catch_up()
                 with average.in_place(), precision.autocast():
-                    validated = validation.of(model, chunks, loss_of if config.in_batch else None, ranks)
+                    loss_of = objective.loss_of if config.in_batch else None
+                    validated = validation.of(model, chunks, loss_of, ranks)
                 is_best = best.add(validated, step)
                 log.write({f"validation/{name}": value for name, value in validated.items()})
                 log.clock.lap("evaluation")
@@ -281,13 +250,6 @@ def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bo
         pin_memory=pin_memory,
         layout="flat",  # ids go to the device without padding; Side.features pads them there
     )
-
-
-def _groups(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What the loss masks queries and passages by."""
-    groups = [batch.mask_groups, batch.negative_mask_groups]
-    passage_groups = torch.cat([part for part in groups if part is not None])
-    return batch.mask_groups.to(device, non_blocking=True), passage_groups.to(device, non_blocking=True)
 
 
 def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:

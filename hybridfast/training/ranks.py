@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -33,6 +33,11 @@ T = TypeVar("T")
 # that vanish without a word. And how long for what rank 0 does by itself, such as tokenizing.
 TIMEOUT, PATIENCE = timedelta(minutes=10), timedelta(days=1)
 ENDED = "hybridfast: the first rank that ended"
+ROWS = (  # of a batch: tensors with an element a row
+    *("groups", "query_languages", "passage_languages", "flagged", "mask_groups"),
+    *("second_query_languages", "second_passage_languages"),
+)
+SECONDS = ("second_queries", "second_passages")
 
 
 class Ranks:
@@ -170,20 +175,24 @@ class Ranks:
         """
         if self.alone:
             return batch
-        queries, passages, negatives = with_places(batch)
+        queries, passages, negatives, *seconds = with_places(batch)
         assert queries is not None  # there are, in a batch of flat ids
         assert passages is not None
         lengths_B = lengths_of(queries) + lengths_of(passages)
         if negatives is not None and batch.negative_rows is not None:
             lengths_B = lengths_B.index_add(0, batch.negative_rows, lengths_of(negatives))
+        for second in seconds:
+            lengths_B = lengths_B if second is None else lengths_B + lengths_of(second)
         if len(lengths_B) < self.world:
             raise ValueError(f"a batch must have a pair for each of {self.world} ranks, got {len(lengths_B)}")
         rows = torch.from_numpy(np.flatnonzero(dealt(lengths_B.numpy(), self.world) == self.rank))
-        own = {
-            name: getattr(batch, name)[rows]
-            for name in ("groups", "query_languages", "passage_languages", "flagged", "mask_groups")
+        own: dict[str, Any] = {
+            name: getattr(batch, name)[rows] for name in ROWS if getattr(batch, name) is not None
         }
         own |= {"queries": _chosen(queries, rows), "passages": _chosen(passages, rows)}
+        own["group_vectors"] = tuple(vectors_BK[rows] for vectors_BK in batch.group_vectors)
+        for name, second in zip(SECONDS, seconds, strict=True):
+            own[name] = None if second is None else _chosen(second, rows)
         if negatives is not None:
             assert batch.negative_rows is not None
             assert batch.negative_mask_groups is not None
@@ -196,19 +205,28 @@ class Ranks:
             }
         return replace(batch, **own)
 
-    def tell(self, loss: Tensor, places: int, asked: bool) -> Told:
+    def tell(
+        self, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor] | None = None
+    ) -> Told:
         """Begin to add up over the ranks what each of them has to tell of a step."""
-        return Told(self, loss, places, asked)
+        return Told(self, loss, places, asked, terms or {})
 
 
 class Told:
     """Numbers of a step on their way over the ranks and from the device, which goes on with its work."""
 
-    def __init__(self, ranks: Ranks, loss: Tensor, places: int, asked: bool) -> None:
-        loss = loss.detach().float()
+    def __init__(
+        self, ranks: Ranks, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor]
+    ) -> None:
+        self.names = [*terms]
+        loss, *parts = (value.detach().float() for value in (loss, *terms.values()))
         # Filled where they are: a copy to the device would wait for it.
         self.numbers = torch.stack(
-            [loss / ranks.world, torch.full_like(loss, places), torch.full_like(loss, asked)]
+            [
+                *(value / ranks.world for value in (loss, *parts)),
+                torch.full_like(loss, places),
+                torch.full_like(loss, asked),
+            ]
         )
         self.work = None if ranks.alone else dist.all_reduce(self.numbers, async_op=True)
         self.arrived = None
@@ -219,14 +237,14 @@ class Told:
             self.arrived = torch.cuda.Event()
             self.arrived.record()
 
-    def values(self) -> tuple[float, int, bool]:
-        """The loss of the whole batch, the places encoded, and whether any rank was asked to stop."""
+    def values(self) -> tuple[float, int, bool, dict[str, float]]:
+        """The whole batch's loss, the places encoded, whether any rank was asked to stop, the loss's terms."""
         if self.arrived is not None:
             self.arrived.synchronize()
         elif self.work is not None:
             self.work.wait()
-        loss, places, asked = self.numbers.tolist()
-        return loss, round(places), asked > 0
+        loss, *parts, places, asked = self.numbers.tolist()
+        return loss, round(places), asked > 0, dict(zip(self.names, parts, strict=True))
 
 
 def dealt(lengths_B: NDArray[np.int64], world: int) -> NDArray[np.int64]:
