@@ -51,9 +51,14 @@ def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
 
 
 def make_optimizer(
-    model: SentenceTransformer, config: TrainConfig, lazy: Sequence[torch.nn.Parameter] = ()
+    model: SentenceTransformer,
+    config: TrainConfig,
+    lazy: Sequence[torch.nn.Parameter] = (),
+    beside: Sequence[torch.nn.Parameter] = (),
 ) -> LazyAdamW:
     """AdamW over the trainable weights; of `lazy` ones, over the rows that a step touched.
+
+    Weights `beside` the model have the whole rate, and no decay: they are not kept.
 
     Biases and norms are not decayed: to pull a scale of 1 to 0 regularizes nothing (BERT and its successors).
     Embeddings have a rate of their own where the settings say so. With a decay of rates by layer, the last
@@ -87,6 +92,8 @@ def make_optimizer(
         {"params": parameters, "lr": own_rate, "weight_decay": decay, "lazy": rows_alone}
         for (own_rate, decay, rows_alone), parameters in groups.items()
     ]
+    if beside:
+        listed.append({"params": [*beside], "lr": rate, "weight_decay": 0.0, "lazy": False})
     return LazyAdamW(listed, lr=rate, fused=fused)
 
 

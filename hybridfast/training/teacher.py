@@ -29,13 +29,12 @@ from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import Batch
 from hybridfast.encoder import embedding, loading, shards
 from hybridfast.encoder.loading import TASKS, Task, prompt_of
+from hybridfast.training.chunks import Embedded
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from hybridfast.training.chunks import Embedded
 
 __all__ = ["Distillation", "Teacher", "cost", "pivot_rows", "teacher_of"]
 
