@@ -301,7 +301,9 @@ class HybridSampler:
         return alphas
 
     def _batch(self, built: tuple[Any, ...]) -> Batch:
-        epoch, index, mode, rows, queries, passages, negatives, negative_rows, negative_mask_groups, more = built
+        epoch, index, mode, rows, queries, passages, negatives, negative_rows, negative_mask_groups, more = (
+            built
+        )
         second_queries, second_query_languages, second_passages, second_passage_languages, vectors = more
         beside = "offsets" if self.layout == "flat" else "attention_mask"
 
@@ -354,7 +356,7 @@ class HybridSampler:
         """Names the sequence of batches; independent of ranks, threads, prefetch and layout."""
         plan = {name: value for name, value in self._options.items() if name not in _NOT_THE_PLAN}
         # Left as they are, options that came later leave the names of plans as they were.
-        plan = {name: value for name, value in plan.items() if _LATER.get(name) != value}
+        plan = {name: value for name, value in plan.items() if name not in _LATER or value != _LATER[name]}
         # A function is known by its values in the first epoch.
         plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
         if plan["batches"] is not None:

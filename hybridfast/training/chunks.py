@@ -122,7 +122,9 @@ class Chunks:
         Passages first: the longer texts, which are measured, and which fail where one does not fit.
         """
         query, document = self.sides
-        asks, told = ([ids for ids in side if ids and len(ids["offsets"])] for side in _sides(with_places(batch)))
+        asks, told = (
+            [ids for ids in side if ids and len(ids["offsets"])] for side in _sides(with_places(batch))
+        )
         parts = [(document, [*asks, *told])] if self.together else [(document, told), (query, asks)]
         return [
             (side, embedding.joined_texts(texts), torch.cat([ids["places"] for ids in texts]))

@@ -147,9 +147,7 @@ class Log:
         """
         self.step += 1
         self.losses = [*self.losses[-49:], loss]
-        tokens = sum(
-            len(side["input_ids"]) for name in TEXTS if (side := getattr(batch, name)) is not None
-        )
+        tokens = sum(len(side["input_ids"]) for name in TEXTS if (side := getattr(batch, name)) is not None)
         counts = {"steps": 1, "pairs": len(batch.groups), "tokens": tokens, "places": max(places, tokens)}
         _add(self.sums, {**counts, "loss": loss, f"steps {batch.mode}": 1, f"loss {batch.mode}": loss})
         _add(self.sums, {f"term {name}": value for name, value in (terms or {}).items()})

@@ -205,9 +205,7 @@ class Ranks:
             }
         return replace(batch, **own)
 
-    def tell(
-        self, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor] | None = None
-    ) -> Told:
+    def tell(self, loss: Tensor, places: int, asked: bool, terms: Mapping[str, Tensor] | None = None) -> Told:
         """Begin to add up over the ranks what each of them has to tell of a step."""
         return Told(self, loss, places, asked, terms or {})
 

@@ -135,9 +135,7 @@ class _Making:
         self.language, self.folder = language_tag(config.teacher_language), folder
         self.row_G = pivot_rows(corpus, config.teacher_language)
         assert config.teacher is not None
-        model = loading.load(
-            config.teacher, device=config.device, trust_remote_code=config.trust_remote_code
-        )
+        model = loading.load(config.teacher, device=config.device, trust_remote_code=config.trust_remote_code)
         about = [shards.weights_hash(model), embedding.reading_of(model), model.max_seq_length, DTYPE.name]
         self.sides = [
             _Side(model, task, name, self._texts(corpus, column), config.eval_batch_size, about, folder)
@@ -251,7 +249,8 @@ class Distillation:
         queries_BK, passages_BK = batch.group_vectors
         rows = len(queries_BK)  # of passages, what is behind are hard negatives
         return (
-            self._distances(embedded.queries, queries_BK) + self._distances(embedded.passages[:rows], passages_BK)
+            self._distances(embedded.queries, queries_BK)
+            + self._distances(embedded.passages[:rows], passages_BK)
         ) / 2
 
     def _distances(self, rows_BD: Tensor, teacher_BK: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     if case == "distilled":
         settings = settings | {"teacher": tiny, "device": "cpu"}
         rows = [row for number, row in enumerate(ROWS) if row["lang"] == "de" or number % 3]
-    config = TrainConfig(
-        batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **settings
-    )
+    config = TrainConfig(batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **settings)
     corpus, held_out = hold_out(ParallelCorpus.from_rows(rows), config)
     torch.manual_seed(these.rank)  # rank 0's weights are what counts
     if config.model == "static":

@@ -18,7 +18,8 @@ from training import processes
 from hybridfast import info_nce, train
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading, shards
-from hybridfast.training import checkpoint, loop, teacher
+from hybridfast.training import checkpoint, loop
+from hybridfast.training.chunks import Chunks, Embedded
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.teacher import Distillation, Teacher, teacher_of
@@ -193,7 +194,7 @@ def test_the_term_is_its_plain_definition(projected: bool, model: SentenceTransf
     # Of 10 rows; 4 hard negatives behind the passages are not distilled.
     queries_BD, passages_ND = (torch.randn(rows, 32, requires_grad=True) for rows in (10, 14))
     batch = type("Batch", (), {"group_vectors": tuple(map(torch.from_numpy, those.vectors))})()
-    embedded = loop.Embedded(queries_BD, passages_ND)
+    embedded = Embedded(queries_BD, passages_ND)
     inputs = [queries_BD, passages_ND, *distillation.parameters]
     values, gradients = [], []
     halves = [
@@ -220,7 +221,7 @@ def first_loss(student: Path, config: TrainConfig, those: Teacher, tokens: Any) 
     distillation = Distillation(those, model, config)
     with make_sampler(tokens, config) as sampler:
         batch = next(iter(sampler))
-    chunks = loop.Chunks(model, embedding.sides(model, tokens))
+    chunks = Chunks(model, embedding.sides(model, tokens))
     with torch.no_grad():
         embedded = chunks.embed(batch)
         groups = batch.groups.numpy()
@@ -340,7 +341,15 @@ def test_languages_come_to_the_teachers_place(teacher_folder: str, tmp_path: Pat
     torch.manual_seed(0)
     student = loading.build_static(loading.train_tokenizer(corpus.texts(), 300), WIDTH)
     tokens = embedding.tokenize(student, corpus, cache_dir=tmp_path, progress=False)
-    config = settings(teacher_folder, teacher_language="bb", distillation_weight=1.0, alpha=1.0, max_steps=80)
+    config = settings(
+        teacher_folder,
+        teacher_language="bb",
+        distillation_weight=1.0,
+        alpha=1.0,
+        batch_size=20,
+        max_steps=150,
+        learning_rate=5e-2,
+    )
     those = teacher_of(config, corpus, tmp_path)
 
     def distance() -> float:
