@@ -77,7 +77,7 @@ class Run:
         laps = [time.perf_counter()]
         batch = self.sampler[0, index]
         laps.append(time.perf_counter())
-        queries_QD, passages_ND = chunks.embed(batch, index)
+        queries_QD, passages_ND, *_ = chunks.embed(batch, index)
         laps.append(time.perf_counter())
         loss = info_nce(queries_QD, passages_ND, TEMPERATURE)
         laps.append(time.perf_counter())

@@ -284,15 +284,15 @@ void register_sampler(py::module_& module) {
       .def_readwrite("world_size", &BoundGatherOptions::world_size)
       .def_readwrite("negatives", &BoundGatherOptions::negatives)
       .def_readwrite("pad_to_multiple_of", &BoundGatherOptions::pad_to_multiple_of)
-      .def_property("group_vectors", nullptr,
-                    [](BoundGatherOptions& self, const std::vector<py::array>& arrays) {
-                      self.arrays = arrays;
-                      self.group_vectors.clear();
-                      for (const py::array& array : arrays) {
-                        self.group_vectors.push_back({static_cast<const std::byte*>(array.data()),
-                                                      static_cast<std::size_t>(array.strides(0))});
-                      }
-                    });
+      .def_property(
+          "group_vectors", nullptr, [](BoundGatherOptions& self, const std::vector<py::array>& arrays) {
+            self.arrays = arrays;
+            self.group_vectors.clear();
+            for (const py::array& array : arrays) {
+              self.group_vectors.push_back(
+                  {static_cast<const std::byte*>(array.data()), static_cast<std::size_t>(array.strides(0))});
+            }
+          });
   def_choice(gather, "second", &GatherOptions::second,
              {{"none", Second::kNone},
               {"queries", Second::kQueries},
@@ -302,8 +302,8 @@ void register_sampler(py::module_& module) {
   def_choice(gather, "token_dtype", &GatherOptions::wide, {{"int64", true}, {"int32", false}});
 
   py::class_<Source, std::shared_ptr<Source>>(module, "Sampler")
-      .def(py::init<const CorpusOfArrays&, const PlanOptions&, const BoundGatherOptions&>(), py::arg("corpus"),
-           py::arg("plan"), py::arg("gather"))
+      .def(py::init<const CorpusOfArrays&, const PlanOptions&, const BoundGatherOptions&>(),
+           py::arg("corpus"), py::arg("plan"), py::arg("gather"))
       .def_property_readonly("batches", [](const Source& source) { return source.plan.batches(); })
       .def_property_readonly("coverage", [](const Source& source) { return source.plan.coverage(); })
       .def_property_readonly("left_out", [](const Source& source) { return source.plan.left_out(); })

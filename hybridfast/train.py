@@ -205,7 +205,7 @@ def _title(config: TrainConfig, name: str, run: TrainConfig) -> str:
 
 def _place(config: TrainConfig) -> tuple[Path, Record | None]:
     """The output folder, and what it says of the runs in it; ValueError where they are of other settings."""
-    name = "compare" if config.compare else batch_type(config.alpha)
+    name = "compare" if config.compare else batch_type(config)
     path = Path(config.output_dir or cli.next_free(name))
     if config.resume_from_checkpoint == "auto":
         if record := Record.read(path):

@@ -21,7 +21,7 @@ from hybridfast.evaluation import readers
 from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.metrics import evaluate_embeddings
 from hybridfast.train import TrainConfig
-from hybridfast.training import loop, project
+from hybridfast.training import loop, objective, project
 
 # Enough for the embedded corpus to be half learnt: a quarter of the command's steps, half of its batch.
 SHORT = ["--max_steps", "300", "--batch_size", "256", "--dimension", "64", "--vocabulary_size", "6000"]
@@ -167,7 +167,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError("out of memory")
 
     data = str(write_pairs(tmp_path / "pairs.jsonl"))
-    monkeypatch.setattr(loop, "info_nce", fail)
+    monkeypatch.setattr(objective, "info_nce", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         train.main(["--data", data, "--batch_size", "8", "--output_dir", str(tmp_path / "run")])
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
@@ -188,13 +188,13 @@ def metrics_of(folder: Path) -> Any:
 
 
 def loss_is_nan_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, info_nce = [0], loop.info_nce
+    steps, info_nce = [0], objective.info_nce
 
     def diverging(*args: Any, **options: Any) -> Any:
         steps[0] += 1
         return info_nce(*args, **options) * (float("nan") if steps[0] == step else 1.0)
 
-    monkeypatch.setattr(loop, "info_nce", diverging)
+    monkeypatch.setattr(objective, "info_nce", diverging)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(
@@ -352,13 +352,13 @@ def test_weights_are_evaluated_as_they_are_saved(tmp_path: Path, dtype: str) -> 
 def test_inner_products_are_trained_evaluated_and_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen, info_nce = [], loop.info_nce
+    seen, info_nce = [], objective.info_nce
 
     def spied(queries: Any, passages: Any, temperature: float, **options: Any) -> Any:
         seen.append((temperature, options["normalize"]))
         return info_nce(queries, passages, temperature, **options)
 
-    monkeypatch.setattr(loop, "info_nce", spied)
+    monkeypatch.setattr(objective, "info_nce", spied)
     data = write_pairs(tmp_path / "pairs.jsonl")
     folder = small_run(tmp_path, "--eval_dataset", data, "--similarity", "dot", data=data)
     assert set(seen) == {(1.0, False)}

@@ -59,7 +59,7 @@ struct Batch {
   Memory second_query_languages, second_passage_languages;                // int64
   Texts queries, passages, negatives, second_queries, second_passages;
   std::vector<Memory> group_vectors;  // of each array, a row for each row
-  std::exception_ptr error;  // set in place of all else where building failed
+  std::exception_ptr error;           // set in place of all else where building failed
 };
 
 enum class Second : std::uint8_t { kNone = 0, kQueries = 1, kPassages = 2, kBoth = 3 };
@@ -109,9 +109,9 @@ class Gatherer {
   Planner planner_;
   PlannedBatch planned_;
   Located located_;
-  std::vector<Row> seconds_;             // each row with its second languages
+  std::vector<Row> seconds_;              // each row with its second languages
   std::vector<std::uint16_t> languages_;  // of a group
-  Table passages_;  // of the global batch: their mask groups plus 1
+  Table passages_;                        // of the global batch: their mask groups plus 1
   std::vector<std::pair<std::int64_t, std::int64_t>> candidates_;  // texts and their mask groups
   std::vector<std::int64_t> negative_texts_;
   std::vector<Span> negative_spans_;

@@ -65,7 +65,16 @@ inline double unit(std::uint32_t high, std::uint32_t low) {
 }
 
 // What a draw is for; the first word of the counter, together with the cell it belongs to.
-enum class Purpose : std::uint32_t { kStream, kDeal, kOrder, kLanguages, kShuffle, kPartner, kNegatives, kSecond };
+enum class Purpose : std::uint32_t {
+  kStream,
+  kDeal,
+  kOrder,
+  kLanguages,
+  kShuffle,
+  kPartner,
+  kNegatives,
+  kSecond
+};
 
 inline std::uint32_t word(Purpose purpose, std::uint32_t cell = 0) {
   // Three bits: no room for one more purpose. A further draw takes cells that one of these does not use.

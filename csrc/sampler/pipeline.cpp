@@ -169,8 +169,8 @@ void Pipeline::count(const Batch& batch) {
   add(stats_->batches);
   add(stats_->modes[static_cast<std::size_t>(batch.mode)]);
   add(stats_->flagged, batch.flagged_found);
-  for (const Texts* texts : {&batch.queries, &batch.passages, &batch.negatives, &batch.second_queries,
-                             &batch.second_passages}) {
+  for (const Texts* texts :
+       {&batch.queries, &batch.passages, &batch.negatives, &batch.second_queries, &batch.second_passages}) {
     add(stats_->tokens, texts->tokens);
     add(stats_->padding, texts->padding);
   }

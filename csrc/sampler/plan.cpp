@@ -117,11 +117,11 @@ void Plan::find_languages() {
 }
 
 std::string Plan::too_small(Mode mode, int query, int passage, const Cell* cell, std::uint64_t groups) const {
-  std::string what = mode == Mode::kMono    ? "language '" + options_.language_names[query] + "'"
-                     : query >= 0           ? "language pair '" + options_.language_names[query] + "-" +
-                                                  options_.language_names[passage] + "'"
+  std::string what = mode == Mode::kMono   ? "language '" + options_.language_names[query] + "'"
+                     : query >= 0          ? "language pair '" + options_.language_names[query] + "-" +
+                                                 options_.language_names[passage] + "'"
                      : mode != Mode::kSame ? "groups in two or more languages"
-                                            : "all languages";
+                                           : "all languages";
   if (cell) what += ", source '" + options_.source_names[cell->source] + "'";
   return "batch_size " + std::to_string(options_.batch_size) + " cannot be filled from " + what + ": " +
          std::to_string(groups) + " groups";
@@ -212,12 +212,12 @@ void Plan::build_cross() {
   const auto count = static_cast<std::uint32_t>(options_.languages.size());
   std::vector<double> weights;
   if (options_.cross != Cross::kPaired) {
-    const Mode mode = options_.mix_rows                  ? Mode::kRows
+    const Mode mode = options_.mix_rows                 ? Mode::kRows
                       : options_.cross == Cross::kMixed ? Mode::kCross
                                                         : Mode::kSame;
     if (mode != Mode::kSame && count < 2) {
-      cross_.error =
-          std::string(options_.mix_rows ? "mix 'rows'" : "alpha below 1") + " needs two or more languages, got one: '" + options_.language_names[0] + "'";
+      cross_.error = std::string(options_.mix_rows ? "mix 'rows'" : "alpha below 1") +
+                     " needs two or more languages, got one: '" + options_.language_names[0] + "'";
     } else {
       add_streams(mode, -1, -1, 1, count, false, cross_, weights);
     }
@@ -303,8 +303,10 @@ Schedule::Schedule(const Plan& plan, std::uint32_t epoch, const std::vector<doub
   const Options& options = plan.options();
   if (options.predefined_NB3) return;
   std::vector<std::uint32_t> dealt(plan.streams());
-  if (alphas.size() == 1) alphas_.assign(1, alphas);
-  else if (options.mix_rows) alphas_.resize(std::max<std::size_t>(plan.streams(), 2));
+  if (alphas.size() == 1)
+    alphas_.assign(1, alphas);
+  else if (options.mix_rows)
+    alphas_.resize(std::max<std::size_t>(plan.streams(), 2));
   double block[kBlock], alpha = 0, to_cumulative[2] = {};
   for (std::uint32_t index = 0; index < plan.batches(); ++index) {
     if (index % kBlock == 0) draw_block(options, epoch, index / kBlock, block);

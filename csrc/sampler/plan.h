@@ -224,8 +224,8 @@ class Schedule {
   };
   std::uint32_t epoch() const { return epoch_; }
   const Entry& operator[](std::uint32_t index) const { return entries_[index]; }
-  // Of the k-th batch of a stream, where rows are mixed; of the last one for those beyond the epoch, with which
-  // a window ends.
+  // Of the k-th batch of a stream, where rows are mixed; of the last one for those beyond the epoch, with
+  // which a window ends.
   double alpha(std::uint32_t stream, std::uint32_t k) const {
     if (alphas_.size() == 1) return alphas_[0][0];
     const auto& of_stream = alphas_[stream];
@@ -259,8 +259,8 @@ class Planner {
   const Permutation& order(std::uint32_t epoch, const Cell& cell, std::uint32_t pass);
   bool meets_itself(const Stream& stream, std::uint32_t first, std::uint32_t batches) const;
   void deal(const Schedule& schedule, std::uint32_t stream, std::uint32_t k, Row* out);
-  void deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha, std::uint64_t from,
-                 std::uint64_t to, Row* out);
+  void deal_cell(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha,
+                 std::uint64_t from, std::uint64_t to, Row* out);
   void draw_languages(const Stream& stream, const Cell& cell, std::uint32_t epoch, double alpha,
                       std::uint64_t from, std::uint32_t count, Row* out) const;
   const Window& window(const Schedule& schedule, std::uint32_t stream, std::uint32_t first,

@@ -231,8 +231,7 @@ const Planner::Window& Planner::window(const Schedule& schedule, std::uint32_t s
   kept.rows.clear();  // should what follows throw, the window stays unused
   std::vector<Row> dealt = std::move(kept.rows);
   dealt.resize(span * rows);
-  for (std::uint32_t i = 0; i < span; ++i)
-    deal(schedule, stream, first + i, dealt.data() + i * rows);
+  for (std::uint32_t i = 0; i < span; ++i) deal(schedule, stream, first + i, dealt.data() + i * rows);
   kept = {epoch, stream, first, 0, std::move(dealt)};
   if (plan_.options().length_buckets > 1) sort_by_length(kept, span);
   if (items_meet || plan_.options().dedup == Dedup::kText) part_duplicates(kept, span, items_meet);

@@ -64,8 +64,9 @@ class Batch:
     `queries`, `passages` and `negatives` are what a SentenceTransformer's first module takes:
     layout "padded": {"input_ids": (texts, length), "attention_mask": (texts, length)};
     layout "flat": {"input_ids": (tokens,), "offsets": (texts,)}, the arguments of an EmbeddingBag.
-    They are None for a corpus without token ids. `second_queries` and `second_passages`, the same texts in other
-    languages, are None unless `second` asks for them. Languages are positions in `HybridSampler.languages`.
+    They are None for a corpus without token ids. `second_queries` and `second_passages`, the same texts in
+    other languages, are None unless `second` asks for them. Languages are positions in
+    `HybridSampler.languages`.
     A row is flagged that repeats an item, a query or a passage of an earlier row of the global batch; the
     loss wants `mask_groups` as query_groups and passage_groups, so that such rows are no negatives of each
     other, and `negative_mask_groups` as the passage_groups of hard negatives: one that equals a passage of
@@ -102,9 +103,9 @@ class HybridSampler:
     cross: what the other batches are: "mixed" (X-Y: languages vary inside the batch, query and passage
         differ), "paired" (one ordered language pair per batch), "same" (LAReQA's X-X: same-language pairs,
         languages mixed inside the batch).
-    mix: "batches" (each batch is monolingual or not) or "rows": every row of every batch is same-language (one
-        language, drawn as for "same") with probability alpha, and otherwise X-Y. These are rows of the groups
-        in two or more languages; needs cross="mixed".
+    mix: "batches" (each batch is monolingual or not) or "rows": every row of every batch is same-language
+        (one language, drawn as for "same") with probability alpha, and otherwise X-Y. These are rows of the
+        groups in two or more languages; needs cross="mixed".
     draw: "bernoulli" (every batch draws its mode and languages) or "stratified" (each block of 100 batches
         holds exactly its share of every mode and language, in random order).
     languages: the languages to draw from, by code; default all of the corpus.
@@ -233,6 +234,11 @@ class HybridSampler:
         self._closed = False
         self._schedules: dict[int, Schedule] = {}
         self._schedule(0)  # an alpha or a mode that cannot be had is an error here
+        if not isinstance(alpha, (int, float)) and not callable(alpha) and batches is None:
+            needs = any(at > 0 for _, at in alpha), any(at < 1 for _, at in alpha)
+            for needed, error in zip(needs, self._core.errors, strict=True):  # in a later epoch
+                if needed and error:
+                    raise ValueError(error)
 
     def __len__(self) -> int:
         """Batches of an epoch, exactly."""

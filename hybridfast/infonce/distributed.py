@@ -30,7 +30,7 @@ from hybridfast.infonce.blocks import (
 )
 from hybridfast.infonce.problem import DTYPES, Problem
 
-__all__ = ["EXCHANGES", "InfoNCE", "info_nce"]
+__all__ = ["EXCHANGES", "InfoNCE", "gathered", "info_nce"]
 
 EXCHANGES = ("gather", "ring")
 
@@ -100,6 +100,22 @@ def info_nce(
     tours = _Ring(ranks) if exchange == "ring" else _Gathered(ranks)
     problem = problem._replace(temperature=problem.temperature_tensor())
     return cast(Tensor, _Exchanged.apply(*problem, tours))
+
+
+def gathered(rows: Tensor, process_group: dist.ProcessGroup | None = None) -> Tensor:
+    """The rows (N, D) of all ranks, in the order of the ranks, which may have different numbers of them.
+
+    Every rank calls it, and goes backward through it: a rank's rows get the sum of what all ranks' losses
+    owe to them, so that gradients averaged over ranks are those of the mean loss.
+    """
+    if not dist.is_initialized() or dist.get_world_size(process_group) == 1:
+        return rows
+    own = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(counts, own, group=process_group)
+    held = torch.cat(counts).tolist()
+    ranks = _Ranks(process_group, dist.get_rank(process_group), held, held)
+    return cast(Tensor, _AllGather.apply(rows, ranks))
 
 
 class InfoNCE(loss.InfoNCE):

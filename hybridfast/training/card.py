@@ -28,6 +28,7 @@ SOURCES = 8  # columns of the data's table; further sources are counted together
 STRATEGIES = {
     "mono": "monolingual batches: query and passage of all pairs of a batch are in one language",
     "cross": "cross-lingual batches: query and passage of a pair are in different languages",
+    "same": "batches of pairs whose query and passage are in one language, languages mixed in a batch",
     "hybrid": "hybrid batches: monolingual with probability alpha, cross-lingual otherwise",
 }
 
@@ -185,11 +186,11 @@ def _data(corpus: ParallelCorpus, config: TrainConfig) -> str:
 def _training(strategy: str, config: TrainConfig, training: Mapping[str, Any]) -> str:
     lines = [
         f"- {STRATEGIES[strategy]}",
-        f"- alpha {config.alpha}, cross-lingual batches {config.cross}, seed {config.seed}",
+        f"- alpha {_alpha(config)}, cross-lingual batches {config.cross}, seed {config.seed}",
         f"- {training['steps']:,} steps of {config.batch_size:,} pairs"
         + (f", {config.negatives} hard negatives a pair at most" if config.negatives else ""),
-        f"- InfoNCE{' in both directions' if config.bidirectional else ''}, temperature "
-        f"{training['temperature']}; loss of the last steps {training['loss']:.4f}",
+        f"- {_loss(config)}, temperature {training['temperature']}; loss of the last steps "
+        f"{training['loss']:.4f}",
         *_distillation(config),
         f"- {training['seconds']:,.0f} s, {training['pairs_per_second']:,.0f} pairs/s",
     ]
@@ -198,6 +199,29 @@ def _training(strategy: str, config: TrainConfig, training: Mapping[str, Any]) -
             f"- the weights are of step {training['best_step']:,}, best in {config.metric_for_best_model}"
         )
     return "## Training\n\n" + "\n".join(lines) + "\n"
+
+
+def _alpha(config: TrainConfig) -> str:
+    alphas = config.alpha_schedule or [config.alpha]
+    said = str(alphas[0]) if len(alphas) == 1 else f"from {' to '.join(map(str, alphas))} over the steps"
+    return said + (", of the pairs in every batch" if config.mix == "rows" else "")
+
+
+def _loss(config: TrainConfig) -> str:
+    said = f"InfoNCE{' in both directions' if config.bidirectional else ''}"
+    if config.positives == "group":
+        said += " with the passage in a second language as another positive"
+    if config.other_language_weight < 1:
+        weight = config.other_language_weight
+        said += f", negatives in another language than the positive's counted {weight:g} times"
+    if config.consistency_weight:
+        said += (
+            f"; (1 - w) of it and w of the divergence of a query's and its translation's rankings, w "
+            f"{config.consistency_weight:g}"
+        )
+    if config.alignment_weight:
+        said += f"; plus {config.alignment_weight:g} times 1 - cosine of translations"
+    return said
 
 
 def _distillation(config: TrainConfig) -> list[str]:

@@ -66,9 +66,25 @@ class TrainConfig(ModelSettings):
     )
 
     alpha: float = setting(0.5, "Probability that a batch is monolingual; 0: always cross-lingual, 1: never.")
-    cross: Literal["mixed", "paired"] = setting(
+    alpha_schedule: list[float] | None = setting(
+        None,
+        "Alphas from the first step to the last, evenly spaced, straight lines between them: 0 1 begins "
+        "cross-lingual and ends monolingual, 0.5 0.5 1 keeps the last half for the change. Default: alpha.",
+    )
+    cross: Literal["mixed", "paired", "same"] = setting(
         "mixed",
-        "Cross-lingual batches: languages vary inside the batch (the paper's), or one pair per batch.",
+        "Cross-lingual batches: languages vary inside the batch (the paper's), or one pair per batch. same: "
+        "instead of them, pairs of one language each, languages mixed inside the batch (LAReQA's X-X).",
+    )
+    mix: Literal["batches", "rows"] = setting(
+        "batches",
+        "What alpha is the share of: monolingual batches, or pairs of one language in every batch, beside "
+        "cross-lingual ones.",
+    )
+    positives: Literal["pair", "group"] = setting(
+        "pair",
+        "group: every passage comes in a second language too, and a query's positives are all passages of "
+        "its item in the batch; its loss is their mean.",
     )
     batch_size: int = setting(512, "Pairs in a batch, each of another item.")
     dedup: Literal["group", "text"] = setting(
@@ -101,6 +117,21 @@ class TrainConfig(ModelSettings):
         True, "Other pairs' passages are negatives too. False: hard negatives alone, the paper's Eq. 1."
     )
     bidirectional: bool = setting(False, "Add the passage-to-query direction to the loss.")
+    other_language_weight: float = setting(
+        1.0,
+        "A negative in another language than the positive counts so many times in InfoNCE's sum; 0: "
+        "negatives are in the positive's language alone, so that no language is a shortcut.",
+    )
+    consistency_weight: float = setting(
+        0.0,
+        "w of (1 - w) InfoNCE + w times how differently a query and its translation rank the batch's "
+        "passages (LaKDA's divergence, there 0.5). Queries come in a second language too.",
+    )
+    alignment_weight: float = setting(
+        0.0,
+        "Add so many times 1 - cosine of a text and its translation, the mean over queries and passages, "
+        "which come in a second language too.",
+    )
     temperature: float | None = setting(
         None, "Similarities are divided by it. Default: 0.05 for cosines, 1 for inner products."
     )
@@ -281,6 +312,26 @@ class TrainConfig(ModelSettings):
         return None if self.activation_memory is None else self.activation_memory * 1e9
 
     @property
+    def second(self) -> Literal["none", "queries", "passages", "both"]:
+        """Which texts come in a second language too."""
+        queries = self.consistency_weight > 0 or self.alignment_weight > 0
+        passages = self.positives == "group" or self.alignment_weight > 0
+        return ("both" if passages else "queries") if queries else "passages" if passages else "none"
+
+    @property
+    def texts_per_batch(self) -> int:
+        """At most, of all kinds."""
+        seconds = {"none": 0, "queries": 1, "passages": 1, "both": 2}[self.second]
+        return self.batch_size * (2 + self.negatives + seconds)
+
+    @property
+    def needs_second(self) -> str:
+        """The first setting that they come for, and its value."""
+        if self.consistency_weight:
+            return f"consistency_weight {self.consistency_weight}"
+        return f"alignment_weight {self.alignment_weight}" if self.alignment_weight else "positives group"
+
+    @property
     def mining(self) -> MiningSettings:
         """What is mined as a hard negative."""
         return MiningSettings(
@@ -296,6 +347,15 @@ class TrainConfig(ModelSettings):
         super().__post_init__()
         for name, valid, rule in (
             ("alpha", 0 <= self.alpha <= 1, "in [0, 1]"),
+            (
+                "alpha_schedule",
+                self.alpha_schedule is None
+                or (self.alpha_schedule and all(0 <= alpha <= 1 for alpha in self.alpha_schedule)),
+                "one or more numbers in [0, 1]",
+            ),
+            ("other_language_weight", 0 <= self.other_language_weight <= 1, "in [0, 1]"),
+            ("consistency_weight", 0 <= self.consistency_weight < 1, "in [0, 1)"),
+            ("alignment_weight", 0 <= self.alignment_weight < INF, ">= 0"),
             ("batch_size", self.batch_size >= 2, ">= 2"),
             ("negatives", self.negatives >= 0, ">= 0"),
             ("mine_steps", self.mine_steps is None or self.mine_steps >= 1, ">= 1"),
@@ -340,8 +400,8 @@ class TrainConfig(ModelSettings):
             ("logging_steps", self.logging_steps >= 1, ">= 1"),
             (
                 "baseline",
-                self.baseline in (None, "untrained", "mono", "cross", "hybrid"),
-                "untrained, mono, cross or hybrid",
+                self.baseline in (None, "untrained", "mono", "cross", "same", "hybrid"),
+                "untrained, mono, cross, same or hybrid",
             ),
             ("num_seeds", self.num_seeds >= 1, ">= 1"),
             ("num_workers", self.num_workers >= 0, ">= 0"),
@@ -361,6 +421,19 @@ class TrainConfig(ModelSettings):
             raise ValueError(
                 "in_batch False leaves no negative; set negatives to use the data's hard negatives"
             )
+        if self.mix == "rows" and self.cross != "mixed":
+            raise ValueError(f"mix rows needs cross mixed, got {self.cross}")
+        if self.other_language_weight < 1:
+            for name, other in (
+                ("bidirectional", self.bidirectional),
+                ("positives group", self.positives == "group"),
+                # What such a negative's language is, a batch does not say.
+                (f"mine_scope {self.mine_scope}", self.mine_steps and self.mine_scope != "same"),
+            ):
+                if other:
+                    raise ValueError(
+                        f"other_language_weight {self.other_language_weight} and {name} exclude each other"
+                    )
         if self.mine_steps:
             if not self.negatives:
                 raise ValueError(f"mine_steps {self.mine_steps} needs negatives >= 1, got {self.negatives}")

@@ -29,7 +29,8 @@ def draw(log: Path, path: Path) -> None:
     validated = [line for line in lines if "loss" not in line]
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     ((loss, validation, phases), (rate, norm, speed)) = figure.subplots(2, 3, sharex=True)
-    _curves(loss, "loss", trained, ("loss", "loss/mono", "loss/cross"))
+    losses = [name for line in trained for name in line if name == "loss" or name.startswith("loss/")]
+    _curves(loss, "loss", trained, dict.fromkeys(losses))
     shown = [f"validation/mAP {pool}" for pool in ("mono", "cross", "multi")]
     _curves(validation, "validation", validated, shown, marker="o")
     _curves(rate, "learning rate", trained, ["learning_rate"])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hybridfast.data.sampler import Batch, HybridSampler
+from hybridfast.data.sampler import AlphaSchedule, Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.training import checkpoint
@@ -97,14 +97,19 @@ def train(
         model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
     )
     parameters = trainable(model)
-    objective = Objective(config, cosine=loading.similarity(model) == "cosine", ranks=ranks)
+    cosine = loading.similarity(model) == "cosine"
+    objective = Objective(config, cosine=cosine, languages=len(tokens.languages), ranks=ranks)
     distillation = None if teacher is None else Distillation(teacher, model, config)
     if distillation:
         objective.blend("distillation", config.distillation_weight, distillation)
     layer = distillation.parameters if distillation else []
     trained = [*parameters, *layer]
-    vectors = teacher.vectors if teacher else ()
-    make = partial(make_sampler, config=config, group_vectors=vectors, pin_memory=device.type == "cuda")
+    make = partial(
+        make_sampler,
+        config=config,
+        group_vectors=teacher.vectors if teacher else (),
+        pin_memory=device.type == "cuda",
+    )
     sampler = Batches(make, model, tokens, config, folder, ranks)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
@@ -256,20 +261,38 @@ def make_sampler(
     pin_memory: bool = False,
 ) -> HybridSampler:
     """The sampler that ``config`` asks for; a ValueError where the data cannot fill its batches."""
-    return HybridSampler(
-        tokens,
-        batch_size=config.batch_size,
-        alpha=config.alpha,
-        seed=config.seed,
-        cross=config.cross,
-        languages=config.languages,
-        negatives=config.negatives,
-        dedup=config.dedup,
-        threads=config.num_workers,
-        group_vectors=group_vectors,
-        pin_memory=pin_memory,
-        layout="flat",  # ids go to the device without padding; Side.features pads them there
-    )
+    if config.second != "none" and len(config.languages or tokens.languages) < 2:
+        raise ValueError(
+            f"{config.needs_second} needs two or more languages, got {config.languages or tokens.languages}"
+        )
+
+    def make(alpha: AlphaSchedule) -> HybridSampler:
+        return HybridSampler(
+            tokens,
+            batch_size=config.batch_size,
+            alpha=alpha,
+            seed=config.seed,
+            cross=config.cross,
+            mix=config.mix,
+            languages=config.languages,
+            negatives=config.negatives,
+            second=config.second,
+            dedup=config.dedup,
+            threads=config.num_workers,
+            group_vectors=group_vectors,
+            pin_memory=pin_memory,
+            layout="flat",  # ids go to the device without padding; Side.features pads them there
+        )
+
+    alphas = config.alpha_schedule or [config.alpha]
+    if len(alphas) == 1:
+        return make(alphas[0])
+    steps = config.max_steps
+    if config.num_train_epochs is not None:
+        with make(lambda step: alphas[step % 2]) as first:  # whose epoch is as long
+            steps = steps_of(config, first)
+    last = max(steps - 1, 1)
+    return make([(last * i / (len(alphas) - 1), alpha) for i, alpha in enumerate(alphas)])
 
 
 def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:

@@ -179,14 +179,20 @@ def _reading(model: SentenceTransformer, tokens: TokenizedCorpus) -> str:
 
 def runs_of(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     """Name and settings of every run; runs of one name differ in their seeds alone."""
-    named = {batch_type(config.alpha): config.alpha}
-    if config.compare:
-        named = {"mono": 1.0, "cross": 0.0, "hybrid": config.alpha}
-    for name, alpha in named.items():
+    named = {batch_type(config): config}
+    if config.compare:  # both kinds of batches by themselves, and what is asked for
+        pure = [replace(config, alpha=alpha, alpha_schedule=None, mix="batches") for alpha in (1.0, 0.0)]
+        named = {batch_type(run): run for run in pure} | {"hybrid": config}
+    for name, run in named.items():
         for seed in range(config.seed, config.seed + config.num_seeds):
-            yield name, replace(config, alpha=alpha, seed=seed)
+            yield name, replace(run, seed=seed)
 
 
-def batch_type(alpha: float) -> str:
-    """What the paper calls training with such batches."""
-    return {1.0: "mono", 0.0: "cross"}.get(alpha, "hybrid")
+def batch_type(config: TrainConfig) -> str:
+    """What training with such batches is called, by the paper and, same, by LAReQA."""
+    alphas = {*(config.alpha_schedule or [config.alpha])}
+    if alphas == {1.0}:
+        return "mono" if config.mix == "batches" else "same"
+    if alphas == {0.0}:
+        return "same" if config.cross == "same" else "cross"
+    return "hybrid"

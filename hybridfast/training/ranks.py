@@ -236,7 +236,7 @@ class Told:
             self.arrived.record()
 
     def values(self) -> tuple[float, int, bool, dict[str, float]]:
-        """The whole batch's loss, the places encoded, whether any rank was asked to stop, the loss's terms."""
+        """The batch's loss, the places encoded, whether any rank was asked to stop, the loss's terms."""
         if self.arrived is not None:
             self.arrived.synchronize()
         elif self.work is not None:

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from hybridfast.data.sampler import Batch
+from hybridfast.data.sampler import TEXTS, Batch
 from hybridfast.encoder import embedding, loading
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.loop import make_sampler, steps_of, train
@@ -64,11 +64,11 @@ def rehearse(project: Project) -> str:
 def _tokens(batches: list[Batch], chunks: Chunks, *, static: bool) -> str:
     """Tokens of a text, the share at the model's limit, and padding in chunks as the trainer cuts them."""
     lengths = [
-        [_lengths(side) for batch in batches if (side := getattr(batch, name)) is not None]
-        for name in ("queries", "passages", "negatives")
+        [_lengths(side) for batch in batches if (side := getattr(batch, name)) is not None] for name in TEXTS
     ]
     said = []
-    for name, parts in zip(("query", "passage", "hard negative"), lengths, strict=True):
+    names = ("query", "passage", "hard negative", "second query", "second passage")
+    for name, parts in zip(names, lengths, strict=True):
         if parts and len(all_B := np.concatenate([part.numpy() for part in parts])):
             longest = all_B.max()
             said.append(

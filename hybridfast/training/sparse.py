@@ -60,7 +60,7 @@ class SparseTables:
         if chosen == "false" or (chosen == "auto" and model.device.type != "cpu"):
             return  # a GPU fills gigabytes in a millisecond, and would wait for the number of rows
         texts = max(1, len(tokens.text_indptr) - 1)
-        batch = config.batch_size * (2 + config.negatives) * len(tokens.token_ids) / texts
+        batch = config.texts_per_batch * len(tokens.token_ids) / texts
         static = is_static(model)
         least = batch * (STATIC_ROWS_PER_TOKEN if static else ROWS_PER_TOKEN)
         for weight, modules in _tables(model):

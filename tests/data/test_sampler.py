@@ -951,3 +951,223 @@ while True:
     assert set(np.diff(steps)) <= {0, 1}
     for epoch, index, total in lines[:: max(1, len(lines) // 50)]:
         assert sampler[epoch, index].groups.sum() == total
+
+
+# --- second texts, vectors of groups, kinds of pairs mixed in a batch --------------------------------------
+
+
+def second_language(sampler, tokens, epoch, index, row, group, side, own):
+    """By definition: Philox word `side` of purpose 7, scaled to the other languages of the group."""
+    present = [
+        i
+        for i, name in enumerate(sampler.languages)
+        if tokens.version_GL[group, tokens.languages.index(name)] >= 0
+    ]
+    others = [language for language in present if language != own]
+    word = _core.philox((7 | row << 3, epoch, index, 0), sampler.seed)[side]
+    return others[word * len(others) >> 32] if others else own
+
+
+@pytest.mark.parametrize("cross", ["mixed", "paired", "same"])
+@pytest.mark.parametrize("layout", ["padded", "flat"])
+def test_second_texts_are_the_groups_in_other_languages(cross, layout):
+    tokens = make_tokens(**{**RICH, "missing": 0.5})
+    options = {"cross": cross, "layout": layout, "negatives": 1, "seed": 9, "batches_per_epoch": 8}
+    options |= {"languages": ["language2", "language0", "language3"]}
+    plain = HybridSampler(tokens, 32, **options)
+    samplers = {
+        name: HybridSampler(tokens, 32, second=name, **options) for name in ("queries", "passages", "both")
+    }
+    alone = 0
+    for batch, *seconds in zip(plain.epoch(2), *(s.epoch(2) for s in samplers.values()), strict=True):
+        assert batch.second_queries is batch.second_passages is batch.second_query_languages is None
+        for name, got in zip(samplers, seconds, strict=True):
+            assert_equal_batches(got, batch)
+            asked = {"queries": "query", "passages": "passage"}
+            for side, (texts, language) in enumerate(asked.items()):
+                languages = getattr(got, f"second_{language}_languages")
+                if name not in (texts, "both"):
+                    assert languages is getattr(got, f"second_{texts}") is None
+                    continue
+                own = getattr(got, f"{language}_languages").tolist()
+                groups = got.groups.tolist()
+                wanted = [
+                    second_language(plain, tokens, 2, got.index, row, group, side, own[row])
+                    for row, group in enumerate(groups)
+                ]
+                assert languages.tolist() == wanted
+                alone += sum(one == other for one, other in zip(wanted, own, strict=True))
+                columns = [tokens.languages.index(plain.languages[language]) for language in wanted]
+                versions = tokens.version_GL[groups, columns]
+                first = tokens.version_indptr[versions] + side
+                ids = [
+                    tokens.token_ids[slice(*tokens.text_indptr[text : text + 2])].tolist() for text in first
+                ]
+                held = getattr(got, f"second_{texts}")
+                if layout == "flat":
+                    rows = [row.tolist() for row in held["input_ids"].tensor_split(held["offsets"][1:])]
+                else:
+                    lengths = held["attention_mask"].sum(1).tolist()
+                    rows = [row[:n].tolist() for row, n in zip(held["input_ids"], lengths, strict=True)]
+                assert rows == ids
+    assert alone > 0  # of groups in one language, which monolingual batches have
+
+
+def test_second_languages_are_uniform():
+    # 4 other languages, 16,000 rows: what the row has is no part of it.
+    sampler = HybridSampler(make_tokens(languages=5), 16, alpha=0.0, second="both", batches_per_epoch=1000)
+    counts = np.zeros((2, 5, 5))
+    together = np.zeros((5, 5))
+    for batch in sampler.epoch(0):
+        for side, (own, second) in enumerate(
+            (
+                (batch.query_languages, batch.second_query_languages),
+                (batch.passage_languages, batch.second_passage_languages),
+            )
+        ):
+            np.add.at(counts[side], (own.numpy(), second.numpy()), 1)
+        np.add.at(
+            together, tuple((batch.second_query_languages.numpy(), batch.second_passage_languages.numpy())), 1
+        )
+    off = ~np.eye(5, dtype=bool)
+    for side in counts:
+        assert np.diag(side).sum() == 0
+        expected = (side.sum(1, keepdims=True) / 4 * off)[off]
+        assert abs(chi_square_z(side[off], expected)) < 4
+    assert (together > 0).all()
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_vectors_of_groups(tmp_path, threads):
+    tokens = make_tokens(**RICH)
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((700, 5)).astype(np.float16)
+    mapped = np.memmap(tmp_path / "vectors", np.float32, "w+", shape=(700, 96))
+    mapped[:] = rng.standard_normal((700, 96))
+    mapped.flush()
+    sampler = HybridSampler(tokens, 64, group_vectors=[small, mapped], threads=threads)
+    plain = HybridSampler(tokens, 64)
+    assert sampler.fingerprint == plain.fingerprint
+    for batch, without in zip(sampler.epoch(0), plain.epoch(0), strict=True):
+        assert_equal_batches(batch, without)
+        assert without.group_vectors == ()
+        for whole, got in zip((small, mapped), batch.group_vectors, strict=True):
+            assert torch.equal(got, torch.from_numpy(whole[batch.groups.numpy()]))
+    half = HybridSampler(tokens, 64, group_vectors=[mapped], rank=1, world_size=2)[0, 3]
+    assert torch.equal(half.group_vectors[0], sampler[0, 3].group_vectors[1][32:])
+    with pytest.raises(ValueError, match=r"group_vectors\[1\] must be \(700, K\), got \(699, 5\)"):
+        HybridSampler(tokens, 64, group_vectors=[small, small[1:]])
+    with pytest.raises(
+        ValueError, match=r"group_vectors\[0\] must be C-contiguous float32 or float16, got f"
+    ):
+        HybridSampler(tokens, 64, group_vectors=[small.astype(np.float64)])
+    with pytest.raises(ValueError, match=r"group_vectors\[0\] must be C-contiguous .* in another order"):
+        HybridSampler(tokens, 64, group_vectors=[np.asfortranarray(small)])
+    os.truncate(tmp_path / "vectors", 4096)
+    with pytest.raises(RuntimeError, match=r"corpus file was changed .*vectors \("):
+        sampler[0, 1]
+
+
+def mixed_rows(tokens, seed, alphas, batch_size, weights):
+    """By definition, of one cell that deals its groups in place: (group, query, passage) of every position.
+
+    Which pairs are of one language is a number of the kinds' purpose, with the cell's number and one.
+    """
+    groups = np.flatnonzero((tokens.version_GL >= 0).sum(1) > 1)
+    passes = [
+        _core.permutation(len(groups), seed, pass_=i)
+        for i in range(1 + len(alphas) * batch_size // len(groups))
+    ]
+    dealt = groups[np.concatenate(passes)]
+    for position in range(len(alphas) * batch_size):
+        group = dealt[position]
+        present = np.flatnonzero(tokens.version_GL[group] >= 0)
+        kind = _core.philox((0 | 1 << 3, 0, position, 0), seed)
+        words = _core.philox((3, 0, position, 0), seed)
+        same = (kind[0] << 21 | kind[1] >> 11) * 2.0**-53 < alphas[position // batch_size]
+        if weights is None:
+            query = words[0] * len(present) >> 32
+            passage = words[2] * (len(present) - 1) >> 32
+            passage += passage >= query
+            yield group, present[query], present[query if same else passage]
+        else:
+            of = np.array(weights)[present]
+            number = (words[0] << 21 | words[1] >> 11) * 2.0**-53
+            query = min(np.searchsorted(np.cumsum(of), number * of.sum(), side="right"), len(of) - 1)
+            other = of * (np.arange(len(of)) != query)
+            number = (words[2] << 21 | words[3] >> 11) * 2.0**-53
+            passage = min(np.searchsorted(np.cumsum(other), number * other.sum(), side="right"), len(of) - 1)
+            yield group, present[query], present[query if same else passage]
+
+
+@pytest.mark.parametrize("alpha", [0.3, [(0, 0.0), (19, 1.0)]])
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0, 2.0]])
+def test_mixed_rows_are_those_of_the_definition(alpha, weights):
+    """40 batches of 32 from 300 groups, some in one language, without de-duplication: as they are dealt."""
+    tokens = make_tokens(groups=300, missing=0.3)
+    named = weights and {f"language{i}": weight for i, weight in enumerate(weights)}
+    options = {"mix": "rows", "dedup": None, "batches_per_epoch": 20, "seed": 5, "language_weights": named}
+    sampler = HybridSampler(tokens, 32, alpha=alpha, **options)
+    alphas = [alpha] * 20 if alpha == 0.3 else [index / 19 for index in range(20)]
+    wanted = np.array([*mixed_rows(tokens, 5, alphas, 32, weights)]).reshape(20, 32, 3)
+    for batch, rows in zip(sampler.epoch(0), wanted, strict=True):
+        got = torch.stack([batch.groups, batch.query_languages, batch.passage_languages], 1).numpy()
+        np.testing.assert_array_equal(got, rows)
+        assert batch.mode == "rows"
+    assert sampler.stats()["modes"] == {"mono": 0, "cross": 0, "same": 0, "rows": 20}
+
+
+@pytest.mark.parametrize("sources", ["mixed", "single"])
+@pytest.mark.parametrize("options", [{"dedup": "text"}, {"length_buckets": 3}])
+def test_mixed_rows_of_any_plan(sources, options):
+    """Windows, sources, a course of alpha over two epochs: shares, threads, random access and ranks."""
+    tokens = make_tokens(**RICH)
+    options = {"mix": "rows", "sources": sources, "batches_per_epoch": 60, **options}
+    options["alpha"] = [(0, 0.0), (119, 1.0)]
+    sampler = HybridSampler(tokens, 32, threads=0, **options)
+    threaded = HybridSampler(tokens, 32, threads=3, **options)
+    halves = [HybridSampler(tokens, 32, rank=rank, world_size=2, **options) for rank in (0, 1)]
+    shares = []
+    for epoch in (0, 1):
+        for batch, other in zip(sampler.epoch(epoch), threaded.epoch(epoch), strict=True):
+            assert_equal_batches(batch, other)
+            groups = batch.groups.numpy()
+            for languages in (batch.query_languages, batch.passage_languages):
+                assert (tokens.version_GL[groups, languages.numpy()] >= 0).all()
+            shares.append((batch.query_languages == batch.passage_languages).double().mean().item())
+        for index in (59, 7, 30):
+            batch = sampler[epoch, index]
+            assert_equal_batches(batch, threaded[epoch, index])
+            parts = [half[epoch, index] for half in halves]
+            assert torch.equal(torch.cat([part.passage_languages for part in parts]), batch.passage_languages)
+    assert shares[0] == 0
+    # 960 rows a quarter: deviations below 0.016, and rows change places within windows.
+    np.testing.assert_allclose(np.reshape(shares, (4, 30)).mean(1), [0.125, 0.375, 0.625, 0.875], atol=0.08)
+
+
+def test_what_cannot_be_mixed_is_refused():
+    with pytest.raises(ValueError, match="mix='rows' needs cross='mixed', got 'paired'"):
+        HybridSampler(make_tokens(), 8, mix="rows", cross="paired")
+    with pytest.raises(ValueError, match="mix 'rows' needs two or more languages"):
+        HybridSampler(make_tokens(languages=1), 8, mix="rows")
+    with pytest.raises(ValueError, match=r"second must be one of .*got 'all'"):
+        HybridSampler(make_tokens(), 8, second="all")
+    with pytest.raises(ValueError, match="alpha below 1 needs two or more languages"):
+        HybridSampler(make_tokens(languages=1), 8, alpha=[(0, 1.0), (5000, 1.0), (9000, 0.5)])
+
+
+def test_second_texts_of_predefined_batches_and_of_plans_without_text():
+    tokens = make_tokens(**RICH)
+    source = HybridSampler(tokens, 32, dedup=None, second="both")
+    rows = [torch.stack([b.groups, b.query_languages, b.passage_languages], 1) for b in source.epoch(0)]
+    again = HybridSampler(tokens, 32, dedup=None, second="both", batches=torch.stack(rows).int().numpy())
+    bare = HybridSampler(
+        replace(tokens, token_ids=None, text_indptr=None, version_indptr=None), 32, dedup=None, second="both"
+    )
+    for batches in zip(source.epoch(0), again.epoch(0), bare.epoch(0), strict=True):
+        for name in ("second_query_languages", "second_passage_languages"):
+            for batch in batches[1:]:
+                assert torch.equal(getattr(batch, name), getattr(batches[0], name))
+        for name in ("second_queries", "second_passages"):
+            assert torch.equal(getattr(batches[0], name)["input_ids"], getattr(batches[1], name)["input_ids"])
+            assert getattr(batches[2], name) is None

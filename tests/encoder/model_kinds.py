@@ -245,7 +245,7 @@ def difference(model: SentenceTransformer, cache_dir: Path) -> float:
                 model.encode_document([told[at]["negative_1"] for at in batch.negative_rows.tolist()]),
             ]
             with torch.no_grad():
-                got = chunks.embed(batch)
+                got = chunks.embed(batch)[:2]
             both = torch.from_numpy(wanted[0]), torch.from_numpy(np.concatenate(wanted[1:]))
             for rows, expected in zip(got, both, strict=True):
                 apart = (rows - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-6)

@@ -20,7 +20,7 @@ from hybridfast import train
 from hybridfast.data import cldr
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.training import checkpoint, loop
+from hybridfast.training import checkpoint, loop, objective
 from hybridfast.training.checkpoint import Checkpoints, Damaged
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.optimizer import freeze
@@ -212,7 +212,7 @@ def test_going_on_gives_the_same_bits(
     whole = new_model()
     figures = loop.train(whole, tokens, config, folder=tmp_path / "whole")
 
-    steps, info_nce = [0], loop.info_nce
+    steps, info_nce = [0], objective.info_nce
 
     def failing(*args, **options):
         steps[0] += 1
@@ -220,7 +220,7 @@ def test_going_on_gives_the_same_bits(
             raise RuntimeError("power cut")
         return info_nce(*args, **options)
 
-    monkeypatch.setattr(loop, "info_nce", failing)
+    monkeypatch.setattr(objective, "info_nce", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         loop.train(new_model(), tokens, config, folder=tmp_path / "cut")
     monkeypatch.undo()
@@ -369,7 +369,7 @@ def test_several_runs_go_on_too(data: Path, tmp_path: Path, monkeypatch) -> None
     """What is complete is not trained again, what was begun goes on, what was damaged goes back one."""
     folder = tmp_path / "run"
     argv = flags(data, folder, "--compare", "--save_steps", "20", "--eval_dataset", str(data))
-    trained, whole, info_nce = [], loop.train, loop.info_nce
+    trained, whole, info_nce = [], loop.train, objective.info_nce
     steps = [0]
 
     def noted(*args, **options):
@@ -383,10 +383,10 @@ def test_several_runs_go_on_too(data: Path, tmp_path: Path, monkeypatch) -> None
         return info_nce(*args, **options)
 
     monkeypatch.setattr(train, "train", noted)
-    monkeypatch.setattr(loop, "info_nce", failing)
+    monkeypatch.setattr(objective, "info_nce", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         train.main(argv)
-    monkeypatch.setattr(loop, "info_nce", info_nce)
+    monkeypatch.setattr(objective, "info_nce", info_nce)
     broken = folder / "cross" / "checkpoint-40" / "optimizer.safetensors"
     content = bytearray(broken.read_bytes())
     content[-1] ^= 128

@@ -13,7 +13,7 @@ import torch
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.training import curves, loop
+from hybridfast.training import curves, loop, objective
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.log import PHASES, check_trackers
 
@@ -39,7 +39,7 @@ def trained(folder: Path | None, **settings) -> tuple[dict, list[dict]]:
 
 def test_a_line_is_the_mean_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, kinds, norms, tokens = [], [], [], []
-    info_nce, embed, clip = loop.info_nce, loop.Chunks.embed, loop.clip_gradients
+    info_nce, embed, clip = objective.info_nce, loop.Chunks.embed, loop.clip_gradients
 
     def noted(*args, **options):
         loss = info_nce(*args, **options)
@@ -55,7 +55,7 @@ def test_a_line_is_the_mean_of_its_steps(tmp_path: Path, monkeypatch: pytest.Mon
         norms.append(clip(*args, **options))
         return norms[-1]
 
-    monkeypatch.setattr(loop, "info_nce", noted)
+    monkeypatch.setattr(objective, "info_nce", noted)
     monkeypatch.setattr(loop.Chunks, "embed", embedded)
     monkeypatch.setattr(loop, "clip_gradients", clipped)
     figures, lines = trained(tmp_path, max_steps=22, warmup_ratio=0.5, temperature=0.1)

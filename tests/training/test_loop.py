@@ -7,7 +7,7 @@ import torch
 
 from hybridfast import info_nce
 from hybridfast.encoder import loading
-from hybridfast.training import loop
+from hybridfast.training import objective
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import train
 
@@ -20,7 +20,7 @@ def test_matryoshka_is_the_mean_loss_of_the_prefixes(model, tokens, monkeypatch)
         seen.append((queries.shape[1], passages.shape[1], loss.item()))
         return loss
 
-    monkeypatch.setattr(loop, "info_nce", noted)
+    monkeypatch.setattr(objective, "info_nce", noted)
     config = TrainConfig(batch_size=8, max_steps=1, matryoshka_dims=[32, 16, 4])
     loss = train(model, tokens, config)["loss"]
     assert [sizes[:2] for sizes in seen] == [(32, 32), (16, 16), (4, 4)]

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.encoder import embedding, loading
-from hybridfast.training import loop
+from hybridfast.training import objective
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler, train
 
@@ -53,14 +53,14 @@ def test_twenty_steps_are_those_of_sentence_transformers(model, tmp_path, monkey
         tokens_per_chunk=100,
     )
     losses, texts = [], {(row["id"], row["lang"]): row for row in ROWS}
-    own = loop.info_nce
+    own = objective.info_nce
 
     def noted(*arguments, **options):
         loss = own(*arguments, **options)
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(loop, "info_nce", noted)
+    monkeypatch.setattr(objective, "info_nce", noted)
     train(model, tokens, config)
     criterion = MultipleNegativesRankingLoss(theirs, scale=20.0)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0.0)

@@ -15,7 +15,7 @@ from hybridfast.encoder import embedding, loading
 from hybridfast.evaluation import rows
 from hybridfast.evaluation.encode import encode, evaluate
 from hybridfast.evaluation.evalset import EvalSet
-from hybridfast.training import loop
+from hybridfast.training import loop, objective
 from hybridfast.training.checkpoint import Checkpoints
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
@@ -191,7 +191,7 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_to_the_same_end(
     assert whole["steps"] == whole["best_step"] + 6 < 300
     assert max(values[:-2], key=lambda pair: pair[1])[0] == whole["best_step"]
 
-    steps, info_nce = [0], loop.info_nce
+    steps, info_nce = [0], objective.info_nce
 
     def failing(*args, **options):
         steps[0] += torch.is_grad_enabled()  # not of a validation
@@ -199,7 +199,7 @@ def test_it_stops_when_nothing_gets_better_and_goes_on_to_the_same_end(
             raise RuntimeError("power cut")
         return info_nce(*args, **options)
 
-    monkeypatch.setattr(loop, "info_nce", failing)
+    monkeypatch.setattr(objective, "info_nce", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         runner(tmp_path / "cut", **settings)()
     monkeypatch.undo()
