@@ -152,7 +152,7 @@ def test_what_cannot_be_is_said(
     with pytest.raises(ValueError, match="teacher must be a folder or a hub name, got"):
         TrainConfig(teacher="")
     config = settings(teacher_folder, distillation_projection=False)
-    with pytest.raises(ValueError, match="needs a teacher of the model's 32 dimensions; .* has 12"):
+    with pytest.raises(ValueError, match=r"needs a teacher of the model's 32 dimensions; .* has 12"):
         Distillation(teacher_of(config, corpus, tmp_path), model, config)
     # The command says it in a line, before anything is trained.
     data = tmp_path / "rows.jsonl"
