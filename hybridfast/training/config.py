@@ -152,6 +152,10 @@ class TrainConfig(ModelSettings):
         "Distil through a linear layer, which is trained and not saved. False: embeddings as they are, of a "
         "teacher with the model's dimensions.",
     )
+    projection_learning_rate: float | None = setting(
+        None,
+        "Highest of that layer, which begins at random. Default: 1e-3, or learning_rate if that is higher.",
+    )
     teacher_dir: str | None = setting(
         None,
         "Folder in which the teacher's embeddings are kept and found again; all ranks see it. Default: "
@@ -361,6 +365,11 @@ class TrainConfig(ModelSettings):
             ("mine_steps", self.mine_steps is None or self.mine_steps >= 1, ">= 1"),
             ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
             ("teacher", self.teacher != "", "a folder or a hub name"),
+            (
+                "projection_learning_rate",
+                self.projection_learning_rate is None or 0 < self.projection_learning_rate < INF,
+                "> 0",
+            ),
             ("distillation_weight", 0 <= self.distillation_weight <= 1, "in [0, 1]"),
             ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
             ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),

@@ -92,6 +92,8 @@ def train(
     device, ranks = model.device, ranks or Ranks()
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
+    if config.teacher is not None and teacher is None:
+        raise ValueError(f"teacher {config.teacher} needs its embeddings, as teacher_of gives them; got None")
     sides = embedding.sides(model, tokens)
     chunks = Chunks(
         model, sides, config.tokens_per_chunk, config.activation_bytes, config.seed, ranks.neighbours
@@ -180,7 +182,7 @@ def train(
             value, places, stopping, parts = told.values()
             if not math.isfinite(value):
                 raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
-            rate = max(scheduler.get_last_lr())
+            rate = max(scheduler.get_last_lr()[: -1 if layer else None])  # of the model's weights
             if precision.step(optimizer):
                 average.add()
                 scheduler.step()

@@ -91,9 +91,8 @@ def teacher_of(
         folder: where files are kept. Several ranks embed together, and all see it.
 
     Raises:
-        FileNotFoundError, OSError: there is no such teacher.
-        ValueError: no text is in the pivot language, an embedding is not finite, or a rank does not see the
-            folder.
+        ValueError: there is no such teacher, no text is in the pivot language, an embedding is not finite, or a
+            rank does not see the folder.
     """
     ranks = ranks or Ranks()
     making = _Making(config, corpus, folder)
@@ -124,7 +123,7 @@ def cost(config: TrainConfig, corpus: ParallelCorpus, folder: Path) -> str:
         begin = time.perf_counter()
         side.embed(some, lambda _: None)
         seconds = (time.perf_counter() - begin) / len(some) * len(fresh)
-        parts.append(f"{len(fresh):,} {side.name} to embed, {seconds / 60:.1f} min, unless a kill left some")
+        parts.append(f"{len(fresh):,} {side.name} to embed, about {seconds / 60:.1f} min")
     return f"Teacher: {'; '.join(parts)}"
 
 
@@ -135,7 +134,12 @@ class _Making:
         self.language, self.folder = language_tag(config.teacher_language), folder
         self.row_G = pivot_rows(corpus, config.teacher_language)
         assert config.teacher is not None
-        model = loading.load(config.teacher, device=config.device, trust_remote_code=config.trust_remote_code)
+        try:
+            model = loading.load(
+                config.teacher, device=config.device, trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"teacher {config.teacher} cannot be loaded: {error}") from error
         about = [shards.weights_hash(model), embedding.reading_of(model), model.max_seq_length, DTYPE.name]
         self.sides = [
             _Side(model, task, name, self._texts(corpus, column), config.eval_batch_size, about, folder)

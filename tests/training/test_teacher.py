@@ -17,11 +17,13 @@ from training import processes
 
 from hybridfast import info_nce, train
 from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading, shards
 from hybridfast.training import checkpoint, loop
 from hybridfast.training.chunks import Chunks, Embedded
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
+from hybridfast.training.optimizer import make_optimizer
 from hybridfast.training.teacher import Distillation, Teacher, teacher_of
 
 WIDTH = 12  # of the teacher; the student's is 32
@@ -140,17 +142,23 @@ def test_other_texts_and_other_weights_are_other_embeddings(
 
 
 def test_what_cannot_be_is_said(
-    teacher_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: SentenceTransformer
+    teacher_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: SentenceTransformer,
+    tokens: TokenizedCorpus,
 ) -> None:
     corpus = ParallelCorpus.from_rows(ROWS)
     with pytest.raises(ValueError, match="one of the data's, de, en; got 'fr'"):
         teacher_of(settings(teacher_folder, teacher_language="fr"), corpus, tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such model folder"):
+    with pytest.raises(ValueError, match=r"teacher \./nowhere cannot be loaded: .*no such model folder"):
         teacher_of(settings("./nowhere"), corpus, tmp_path)
     with pytest.raises(ValueError, match=r"distillation_weight must be in \[0, 1\], got 1.5"):
         TrainConfig(distillation_weight=1.5)
     with pytest.raises(ValueError, match="teacher must be a folder or a hub name, got"):
         TrainConfig(teacher="")
+    with pytest.raises(ValueError, match="words needs its embeddings, as teacher_of gives them; got None"):
+        loop.train(model, tokens, settings(teacher_folder))
     config = settings(teacher_folder, distillation_projection=False)
     with pytest.raises(ValueError, match=r"needs a teacher of the model's 32 dimensions; .* has 12"):
         Distillation(teacher_of(config, corpus, tmp_path), model, config)
@@ -251,10 +259,13 @@ def test_a_step_weighs_both(
     tokens = embedding.tokenize(
         loading.load(str(tiny_xlm_r), device="cpu"), corpus, cache_dir=tmp_path, progress=False
     )
-    config = settings(teacher_folder, distillation_weight=weight, **more)
+    config = settings(
+        teacher_folder, distillation_weight=weight, warmup_ratio=0.0, projection_learning_rate=1.0, **more
+    )
     those = teacher_of(config, corpus, tmp_path)
     figures, nce, distance = first_loss(tiny_xlm_r, config, those, tokens)
     assert figures["loss/distillation"] == pytest.approx(distance, rel=1e-5)
+    assert figures["learning_rate"] == config.learning_rate
     if weight == 1:
         assert figures["loss"] == pytest.approx(distance, rel=1e-5)
         assert "loss/infonce" not in figures
@@ -273,9 +284,16 @@ def test_the_layer_is_of_the_seed_and_not_decayed(
     layers = []
     for seed in (0, 0, 1):
         torch.rand(3)
-        layers.append(Distillation(those, model, replace(config, seed=seed)).projection.weight)
+        distillation = Distillation(those, model, replace(config, seed=seed))
+        layers.append(distillation.parameters[0])
     assert torch.equal(*layers[:2])
     assert not torch.equal(*layers[1:])
+    # It has the run's rate or, where that is an encoder's, one in which it can learn.
+    for rate, own, wanted in ((1e-2, None, 1e-2), (3e-5, None, 1e-3), (3e-5, 1e-4, 1e-4)):
+        rated = replace(config, learning_rate=rate, projection_learning_rate=own)
+        *_, group = make_optimizer(model, rated, (), distillation.parameters).param_groups
+        assert (group["lr"], group["weight_decay"]) == (wanted, 0)
+        assert [id(parameter) for parameter in group["params"]] == [*map(id, distillation.parameters)]
 
 
 # --- runs --------------------------------------------------------------------------------------------------
