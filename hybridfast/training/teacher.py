@@ -91,8 +91,8 @@ def teacher_of(
         folder: where files are kept. Several ranks embed together, and all see it.
 
     Raises:
-        ValueError: there is no such teacher, no text is in the pivot language, an embedding is not finite, or a
-            rank does not see the folder.
+        ValueError: there is no such teacher, no text is in the pivot language, an embedding is not finite, or
+            a rank does not see the folder.
     """
     ranks = ranks or Ranks()
     making = _Making(config, corpus, folder)
