@@ -17,7 +17,7 @@ import torch
 from hybridfast._core import Corpus, GatherOptions, Pipeline, PlanOptions, Sampler, Schedule
 from hybridfast.data.columns import language_tag
 
-AlphaSchedule = float | Sequence[tuple[int, float]] | Callable[[int], float]
+AlphaSchedule = float | Sequence[tuple[float, float]] | Callable[[int], float]
 MAX_LANGUAGES = 4096  # as csrc/sampler/plan.h has it
 MODES = ("mono", "cross", "same", "rows")  # of batches
 # Of a batch, in the order of their places; those of later options after those of earlier ones.

@@ -112,7 +112,7 @@ class Objective:
             assert embedded.second_passages is not None  # the sampler was asked for them
             passages_ND = torch.cat([passages_ND, embedded.second_passages])
             groups.append(batch.mask_groups)
-        query_groups, passage_groups, *of_languages = (
+        query_groups, passage_groups, positive_languages_B, passage_languages_N = (
             ids.to(queries_BD.device, non_blocking=True)
             for ids in (batch.mask_groups, torch.cat(groups), batch.passage_languages, torch.cat(languages))
         )
@@ -122,7 +122,7 @@ class Objective:
         if self.config.positives == "group":
             loss = partial(loss, positives="groups")
         if self.config.other_language_weight < 1:
-            loss = partial(self._by_language, loss, *of_languages)
+            loss = partial(self._by_language, loss, positive_languages_B, passage_languages_N)
         return self._infonce(loss, queries_BD, passages_ND, query_groups, passage_groups)
 
     def consistency(self, embedded: Embedded, batch: Batch) -> Tensor:

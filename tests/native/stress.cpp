@@ -229,11 +229,20 @@ void real_batches() {
   corpus.texts = static_cast<std::int64_t>(text_indptr.size()) - 1;
   corpus.tokens = static_cast<std::int64_t>(token_ids.size());
 
-  for (const Cross cross : {Cross::kMixed, Cross::kPaired, Cross::kSame}) {
+  std::vector<float> vectors_G3(std::size_t{kGroups} * 3);
+  for (float& value : vectors_G3) value = static_cast<float>(random() % 999);
+
+  struct Kind {
+    Cross cross;
+    bool mix_rows;
+  };
+  for (const Kind kind : {Kind{Cross::kMixed, false}, Kind{Cross::kPaired, false}, Kind{Cross::kSame, false},
+                          Kind{Cross::kMixed, true}}) {
     for (const std::uint32_t buckets : {1U, 4U}) {
       Options options;
       options.batch_size = 96;
-      options.cross = cross;
+      options.cross = kind.cross;
+      options.mix_rows = kind.mix_rows;
       options.languages = {0, 1, 2};
       options.language_names = {"a", "b", "c"};
       options.language_weights = {1, 2, 3};
@@ -247,6 +256,8 @@ void real_batches() {
       const Schedule schedule(plan, 1, {0.5});
       GatherOptions gather;
       gather.negatives = 2;
+      gather.second = Second::kBoth;
+      gather.group_vectors = {{reinterpret_cast<const std::byte*>(vectors_G3.data()), 3 * sizeof(float)}};
       const Harness harness;
       Harness with_languages;
       with_languages.stats = std::make_shared<Stats>(kLanguages);
@@ -271,6 +282,16 @@ void real_batches() {
           CHECK(batch->passages.ids.as<std::int64_t>()[i] == expected.passages.ids.as<std::int64_t>()[i]);
         }
         CHECK(batch->negatives_found == expected.negatives_found);
+        CHECK(batch->second_queries.length == expected.second_queries.length);
+        for (std::size_t i = 0; i < expected.second_queries.texts * expected.second_queries.length; ++i) {
+          CHECK(batch->second_queries.ids.as<std::int64_t>()[i] ==
+                expected.second_queries.ids.as<std::int64_t>()[i]);
+        }
+        CHECK(batch->second_passages.tokens == expected.second_passages.tokens);
+        for (std::size_t i = 0; i < 3 * expected.rows; ++i) {
+          const auto group = static_cast<std::size_t>(batch->groups.as<std::int64_t>()[i / 3]);
+          CHECK(batch->group_vectors[0].as<float>()[i] == vectors_G3[3 * group + i % 3]);
+        }
       }
     }
   }

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from hybridfast import train
 from hybridfast.training import card
+from hybridfast.training.config import TrainConfig
 
 ROWS = [
     {"id": str(i), "lang": lang, "query": f"{stem}{i}", "passage": f"{stem}{i} {stem}", "source": f"s{i % 3}"}
@@ -188,3 +189,22 @@ def test_what_the_hub_would_refuse(
         train.main(flags)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_it_names_every_term(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    train.main(
+        f"--data {tmp_path}/rows.jsonl --batch_size 8 --max_steps 4 --dimension 8 --alpha_schedule 0 0.5"
+        " --mix rows --positives group --consistency_weight 0.3 --alignment_weight 0.2"
+        f" --output_dir {tmp_path}/run".split()
+    )
+    said = (tmp_path / "run" / "README.md").read_text()
+    assert "- alpha from 0.0 to 0.5 over the steps, of the pairs in every batch, cross-lingual" in said
+    assert (
+        "- InfoNCE with the passage in a second language as another positive; (1 - w) of it and w of" in said
+    )
+    assert "w 0.3; plus 0.2 times 1 - cosine of translations, temperature 0.05" in said
+    assert "alpha_schedule:\n- 0.0\n- 0.5" in said
+    weighted = TrainConfig(other_language_weight=0.25, alpha=1.0)
+    assert card._loss(weighted).endswith("another language than the positive's counted 0.25 times")
+    assert card._alpha(weighted) == "1.0"

@@ -40,6 +40,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sparse": {"sparse_embeddings": "true", "freeze": r"layer\.0\.", "bf16": True},
     "fp16": {"fp16": True},
     "static": {"model": "static"},
+    "terms": {
+        **{"consistency_weight": 0.4, "alignment_weight": 0.2, "positives": "group", "mix": "rows"},
+        **{"negatives": 1, "alpha_schedule": [0.2, 0.8], "matryoshka_dims": [32, 8]},
+    },
+    "weighted": {"model": "static", "other_language_weight": 0.2, "cross": "same", "exchange": "ring"},
     "mined": {"model": "static", "negatives": 2, "mine_steps": 2},
     "distilled": {"distillation_weight": 0.7, "negatives": 1},  # to itself; some groups have no English
 }

@@ -68,3 +68,13 @@ def test_of_a_static_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "padding" not in out  # there is none
     assert re.search(r"for 5,000 steps\n", out)
+
+
+def test_second_texts_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "rows.jsonl")
+    train.main(
+        f"--data {data} --batch_size 8 --dedup group --max_steps 40 --dimension 8 --alignment_weight 0.5 "
+        "--alpha_schedule 0 1 --query_prefix Q --passage_prefix P --dry_run".split()
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"a query \(.*, 4\.0 a passage \(.* a second query \(.*, 4\.0 a second passage \(", out)
