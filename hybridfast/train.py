@@ -85,6 +85,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
             record.check(this, output_dir)
         record = record or this
         given = _given_checkpoint(config, project)
+        teacher = project.teacher()
     lasting = config.save_steps is not None or config.resume_from_checkpoint is not None
     systems: dict[str, list[Ranked]] = {}
     stopped: str | None = None
@@ -120,6 +121,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                         validation=project.validation,
                         resume=state,
                         ranks=ranks,
+                        teacher=teacher,
                     )
                 except LossNotFinite as error:
                     model = project.whole(model, run.seed)

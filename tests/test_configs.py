@@ -42,7 +42,7 @@ def of_architecture(name: str, tiny_xlm_r: Path, folder: Path) -> str:
     if name == "paper-xlm-r":  # no SentenceTransformer: it gets mean pooling
         return str(tiny_xlm_r)
     encoder = Transformer(str(tiny_xlm_r))
-    if name == "multilingual-e5":
+    if name == "multilingual-e5" or name in MIMO:
         modules = [encoder, Pooling(32, "mean"), Normalize()]
     elif name == "bge-m3-dense":
         modules = [encoder, Pooling(32, "cls"), Normalize()]
@@ -60,7 +60,8 @@ def of_architecture(name: str, tiny_xlm_r: Path, folder: Path) -> str:
     return str(folder / "model")
 
 
-NAMES = ["paper-xlm-r", "paper-labse", "multilingual-e5", "bge-m3-dense", "static"]
+MIMO = ["mimo-stage1", "mimo-stage2"]
+NAMES = ["paper-xlm-r", "paper-labse", "multilingual-e5", "bge-m3-dense", "static", *MIMO]
 
 
 def test_all_are_here() -> None:
@@ -77,6 +78,8 @@ def test_it_dry_runs(
     flags = [file, "--data", str(data), "--batch_size", "8", "--dry_run"]
     if name != "static":  # which is built from the data
         flags += ["--model", of_architecture(name, tiny_xlm_r, tmp_path)]
+    if name in MIMO:
+        flags += ["--teacher", str(tiny_xlm_r)]
     train.main(flags)
     out = capsys.readouterr().out
     prompts = [config.query_prefix, config.passage_prefix]
@@ -85,6 +88,7 @@ def test_it_dry_runs(
     assert f"Prompts: {prompts[0]!r} and {prompts[1]!r}; similarity: cosine" in out
     assert ("a hard negative" in out) == (config.negatives > 0)
     assert "pairs/s" in out
+    assert ("Teacher: 100 queries to embed, " in out) == (name in MIMO)
     if config.eval_steps:
         assert "Held out of training: " in out
 
@@ -100,3 +104,17 @@ def test_the_papers_settings_are_in_the_papers_files() -> None:
     assert {name: getattr(xlm_r, name) for name in stated} == stated
     settings = vars(xlm_r) | {"model": labse.model}
     assert settings == vars(labse)
+
+
+def test_mimos_settings_are_in_mimos_files() -> None:
+    """What arXiv 2605.31171 states of its two stages."""
+    first, second = (cli.parse(TrainConfig, "test", "", [str(CONFIGS / f"{name}.yaml")]) for name in MIMO)
+    for stage in (first, second):
+        assert stage.teacher == "Qwen/Qwen3-Embedding-8B"
+        assert stage.teacher_language == "en"
+        assert stage.distillation_projection
+    assert first.distillation_weight == 1
+    stated = {"distillation_weight": 0.8, "alpha": 0, "cross": "mixed", "temperature": 1 / 20}
+    stated |= {"batch_size": 2048, "learning_rate": 2e-5, "num_train_epochs": 1}
+    assert {name: getattr(second, name) for name in stated} == stated
+    assert second.model == "runs/mimo-stage1"

@@ -40,6 +40,7 @@ def stored(
     dtype: DTypeLike = np.float32,
     progress: bool = True,
     shared: bool = False,
+    waits: bool = False,
 ) -> NDArray[Any]:
     """Embed N texts into a .npy file and map it: (N, D), read-only. A file that is there is only mapped.
 
@@ -53,9 +54,11 @@ def stored(
         dtype: float32 or float16.
         shared: every rank of torch.distributed's default group calls this, and all call `embed` together. The
             first one writes, and all map the file, in a folder that all see.
+        waits: for another process that is writing the same file.
 
     Raises:
-        ValueError: another process is writing the file, or float16 cannot hold an embedding.
+        ValueError: another process is writing the file, and this one does not wait; or float16 cannot hold an
+            embedding.
     """
     shared = shared and dist.is_initialized() and dist.get_world_size() > 1
     if shared and dist.get_rank():
@@ -67,7 +70,7 @@ def stored(
         part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".json"))
         with open(part, "a+b") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise ValueError(f"another process is writing {part}") from None
             if path.exists():  # it has been finished since

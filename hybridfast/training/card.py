@@ -191,6 +191,7 @@ def _training(strategy: str, config: TrainConfig, training: Mapping[str, Any]) -
         + (f", {config.negatives} hard negatives a pair at most" if config.negatives else ""),
         f"- {_loss(config)}, temperature {training['temperature']}; loss of the last steps "
         f"{training['loss']:.4f}",
+        *_distillation(config),
         f"- {training['seconds']:,.0f} s, {training['pairs_per_second']:,.0f} pairs/s",
     ]
     if "best_step" in training:
@@ -221,6 +222,17 @@ def _loss(config: TrainConfig) -> str:
     if config.alignment_weight:
         said += f"; plus {config.alignment_weight:g} times 1 - cosine of translations"
     return said
+
+
+def _distillation(config: TrainConfig) -> list[str]:
+    if config.teacher is None:
+        return []
+    name = config.teacher if _on_the_hub(config.teacher) else Path(config.teacher).name
+    return [
+        f"- distillation is {config.distillation_weight:g} of the loss: 1 - cosine to what {name} makes of "
+        f"the texts in {config.teacher_language!r}"
+        + (", through a linear layer that is not kept" if config.distillation_projection else "")
+    ]
 
 
 def _figures(training: Mapping[str, Any], comparison: Comparison | None, evaluated_on: str | None) -> str:

@@ -23,6 +23,7 @@ class TrainConfig(ModelSettings):
     SECTIONS = ModelSettings.SECTIONS | {
         "data": "data and output",
         "alpha": "batches and loss",
+        "teacher": "distillation to a teacher",
         "tokens_per_chunk": "optimization",
         "save_dtype": "saved weights, new static encoder",
         "eval_dataset": "evaluation",
@@ -133,6 +134,32 @@ class TrainConfig(ModelSettings):
     )
     temperature: float | None = setting(
         None, "Similarities are divided by it. Default: 0.05 for cosines, 1 for inner products."
+    )
+
+    teacher: str | None = setting(
+        None,
+        "Draw texts in all languages to what this model makes of their group's text in one: a "
+        "SentenceTransformer's folder or hub name; its prompts and lengths are its own.",
+    )
+    teacher_language: str = setting(
+        "en", "Language that the teacher reads. Rows of groups without it are not distilled."
+    )
+    distillation_weight: float = setting(
+        0.8, "Share of distillation in the loss; the rest is InfoNCE. 1: distillation alone."
+    )
+    distillation_projection: bool = setting(
+        True,
+        "Distil through a linear layer, which is trained and not saved. False: embeddings as they are, of a "
+        "teacher with the model's dimensions.",
+    )
+    projection_learning_rate: float | None = setting(
+        None,
+        "Highest of that layer, which begins at random. Default: 1e-3, or learning_rate if that is higher.",
+    )
+    teacher_dir: str | None = setting(
+        None,
+        "Folder in which the teacher's embeddings are kept and found again; all ranks see it. Default: "
+        "teacher in the cache of token ids.",
     )
 
     tokens_per_chunk: int | None = setting(
@@ -342,6 +369,13 @@ class TrainConfig(ModelSettings):
             ("negatives", self.negatives >= 0, ">= 0"),
             ("mine_steps", self.mine_steps is None or self.mine_steps >= 1, ">= 1"),
             ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
+            ("teacher", self.teacher != "", "a folder or a hub name"),
+            (
+                "projection_learning_rate",
+                self.projection_learning_rate is None or 0 < self.projection_learning_rate < INF,
+                "> 0",
+            ),
+            ("distillation_weight", 0 <= self.distillation_weight <= 1, "in [0, 1]"),
             ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
             ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),
             ("tokens_per_chunk", self.tokens_per_chunk is None or self.tokens_per_chunk >= 1, ">= 1"),
@@ -402,6 +436,7 @@ class TrainConfig(ModelSettings):
                 ("fp16", "take bf16"),
                 ("torch_compile", "leave one out"),
                 ("mine_steps", "mine before training, with hybridfast.mine"),
+                ("teacher", "its layer would have to be spread apart"),
             ):
                 if getattr(self, name):
                     raise ValueError(f"shard fsdp and {name} exclude each other; {why}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -30,6 +32,7 @@ from hybridfast.training.record import check_same, identity
 from hybridfast.training.reduction import Reduction
 from hybridfast.training.refresh import Batches
 from hybridfast.training.sparse import SparseTables, clip_gradients
+from hybridfast.training.teacher import Distillation, Teacher
 from hybridfast.training.validation import Best, Validation
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def train(
     validation: Validation | None = None,
     resume: State | None = None,
     ranks: Ranks | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Train a model in place with the batches, the loss and the optimizer of ``config``.
 
@@ -71,6 +75,7 @@ def train(
         ranks: those that train together: each calls this, with the same arguments, and is left with the
             same model; rank 0 alone writes. With ``shard`` the model comes on the CPU, and each rank is left
             with its parts. Default: this process is alone.
+        teacher: what it makes of these groups; the loss then has distillation in it.
 
     Returns:
         steps, pairs, seconds, pairs_per_second, the mean loss of the last 50 steps, over all steps what a
@@ -89,6 +94,8 @@ def train(
     sharded = sharding.shards(config, ranks)
     if validation and config.metric_for_best_model and folder is None:
         raise ValueError("metric_for_best_model needs a folder, which holds the best model meanwhile")
+    if config.teacher is not None and teacher is None:
+        raise ValueError(f"teacher {config.teacher} needs its embeddings, as teacher_of gives them; got None")
     sides = embedding.sides(model, tokens)
     if sharded:
         sharding.shard(model, config, ranks, sides)
@@ -104,17 +111,27 @@ def train(
         rounds,
     )
     parameters = trainable(model)
-    make = partial(make_sampler, config=config, pin_memory=device.type == "cuda")
+    cosine = loading.similarity(model) == "cosine"
+    objective = Objective(config, cosine=cosine, languages=len(tokens.languages), ranks=ranks)
+    distillation = None if teacher is None else Distillation(teacher, model, config)
+    if distillation:
+        objective.blend("distillation", config.distillation_weight, distillation)
+    layer = distillation.parameters if distillation else []
+    trained = [*parameters, *layer]
+    make = partial(
+        make_sampler,
+        config=config,
+        group_vectors=teacher.vectors if teacher else (),
+        pin_memory=device.type == "cuda",
+    )
     sampler = Batches(make, model, tokens, config, folder, ranks)
     max_steps = steps_of(config, sampler)
     precision = Precision(model, config)
     tables = SparseTables(model, config, tokens)
-    optimizer = make_optimizer(model, config, tables.lazy)
+    optimizer = make_optimizer(model, config, tables.lazy, layer)
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    cosine = loading.similarity(model) == "cosine"
-    objective = Objective(config, cosine=cosine, languages=len(tokens.languages), ranks=ranks)
     average = Average(parameters, config.ema_decay)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
@@ -141,6 +158,8 @@ def train(
         "log": log,
         "best": best,
     }
+    if distillation:
+        stateful["distillation"] = distillation
     this = identity(config, tokens)
     if resume is not None:
         check_same(resume["run"], this, "the checkpoint")
@@ -150,8 +169,8 @@ def train(
             holder.load_state_dict(resume.pop(part))
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
     if not sharded:
-        ranks.broadcast([*model.parameters(), *model.buffers(), *average.means])
-    reduction = Reduction(parameters, tables.weights, ranks) if rounds is None else rounds
+        ranks.broadcast([*model.parameters(), *layer, *model.buffers(), *average.means])
+    reduction = Reduction(trained, tables.weights, ranks) if rounds is None else rounds
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode
     interrupts = Interrupts(heard=folder is not None)
@@ -173,12 +192,12 @@ def train(
             log.clock.lap("backward")
             norm = None
             if config.max_grad_norm:
-                norm = clip_gradients(parameters, config.max_grad_norm)
+                norm = clip_gradients(trained, config.max_grad_norm)
             # Read before the step, so that a bad loss leaves the weights as they were.
             value, places, stopping, parts = told.values()
             if not math.isfinite(value):
                 raise LossNotFinite(_what_was_not_finite(value, step, batch, tokens), step)
-            rate = max(scheduler.get_last_lr())
+            rate = max(scheduler.get_last_lr()[: -1 if layer else None])  # of the model's weights
             if precision.step(optimizer):
                 average.add()
                 scheduler.step()
@@ -258,7 +277,13 @@ def steps_of(config: TrainConfig, sampler: HybridSampler | Batches) -> int:
     return max(1, round(config.num_train_epochs * len(sampler)))
 
 
-def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bool = False) -> HybridSampler:
+def make_sampler(
+    tokens: TokenizedCorpus,
+    config: TrainConfig,
+    *,
+    group_vectors: Sequence[np.ndarray] = (),
+    pin_memory: bool = False,
+) -> HybridSampler:
     """The sampler that ``config`` asks for; a ValueError where the data cannot fill its batches."""
     if config.second != "none" and len(config.languages or tokens.languages) < 2:
         raise ValueError(
@@ -278,6 +303,7 @@ def make_sampler(tokens: TokenizedCorpus, config: TrainConfig, *, pin_memory: bo
             second=config.second,
             dedup=config.dedup,
             threads=config.num_workers,
+            group_vectors=group_vectors,
             pin_memory=pin_memory,
             layout="flat",  # ids go to the device without padding; Side.features pads them there
         )

@@ -67,11 +67,20 @@ class Objective:
             embedded: of the batch's texts, with gradients.
             batch: this rank's share.
         """
-        if len(self.terms) == 1:
-            return self.terms[0].of(embedded, batch), {}
         values = {term.name: term.of(embedded, batch) for term in self.terms}
+        if [*values] == ["infonce"]:
+            return values["infonce"], {}
         weighted = [term.weight * values[term.name] for term in self.terms]
         return torch.stack(weighted).sum(), values
+
+    def blend(self, name: str, weight: float, of: Callable[[Embedded, Batch], Tensor]) -> None:
+        """A further term takes this share of the sum; those that are there keep their shares of the rest.
+
+        Args:
+            of: its values (B,) for a batch's rows, of which the term is the mean.
+        """
+        kept = [term._replace(weight=(1 - weight) * term.weight) for term in self.terms] if weight < 1 else []
+        self.terms = [*kept, Term(name, weight, lambda *given: self.mean_over_batch(of(*given)))]
 
     def mean_over_batch(self, values_B: Tensor) -> Tensor:
         """This rank's part of the mean over the rows of the whole batch, of which it has these."""

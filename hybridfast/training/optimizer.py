@@ -22,6 +22,7 @@ __all__ = ["Average", "freeze", "make_optimizer", "trainable"]
 # Of a table of token embeddings, which a batch touches in few rows; of encoders; of adapters, which want ten
 # times as much (Schulman et al., LoRA Without Regret, 2025).
 STATIC_RATE, RATE, LORA_RATE = 2e-2, 3e-5, 3e-4
+PROJECTION_RATE = 1e-3  # at an encoder's rate, a random layer would stay what it is
 
 
 def freeze(model: SentenceTransformer, pattern: str | None) -> None:
@@ -52,9 +53,15 @@ def trainable(model: SentenceTransformer) -> list[torch.nn.Parameter]:
 
 
 def make_optimizer(
-    model: SentenceTransformer, config: TrainConfig, lazy: Sequence[torch.nn.Parameter] = ()
+    model: SentenceTransformer,
+    config: TrainConfig,
+    lazy: Sequence[torch.nn.Parameter] = (),
+    beside: Sequence[torch.nn.Parameter] = (),
 ) -> LazyAdamW:
     """AdamW over the trainable weights; of `lazy` ones, over the rows that a step touched.
+
+    Weights `beside` the model, of the projection to a teacher, are not kept, and so not decayed; they begin
+    at random and have little time, hence a rate of their own.
 
     Biases and norms are not decayed: to pull a scale of 1 to 0 regularizes nothing (BERT and its successors).
     Embeddings have a rate of their own where the settings say so. With a decay of rates by layer, the last
@@ -88,6 +95,9 @@ def make_optimizer(
         {"params": parameters, "lr": own_rate, "weight_decay": decay, "lazy": rows_alone}
         for (own_rate, decay, rows_alone), parameters in groups.items()
     ]
+    if beside:
+        own_rate = config.projection_learning_rate or max(rate, PROJECTION_RATE)
+        listed.append({"params": [*beside], "lr": own_rate, "weight_decay": 0.0, "lazy": False})
     return LazyAdamW(listed, lr=rate, fused=fused)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -26,6 +27,7 @@ from hybridfast.training.lora import add_lora
 from hybridfast.training.optimizer import freeze, trainable
 from hybridfast.training.precision import Precision
 from hybridfast.training.ranks import Ranks
+from hybridfast.training.teacher import Teacher, pivot_rows, teacher_of
 from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Project:
             )
         if config.mine_steps and config.mine_scope == "other" and len(self.corpus.languages) < 2:
             raise ValueError(f"mine_scope other needs two languages, the data has {self.corpus.languages}")
+        if config.teacher is not None:
+            pivot_rows(self.corpus, config.teacher_language)  # which checks that there are some
         self.eval_set: EvalSet | None = None
         if config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
@@ -125,6 +129,17 @@ class Project:
         if self.ranks.is_first:
             model.load_state_dict(state)
         return model
+
+    @property
+    def teacher_dir(self) -> Path:
+        """Where a teacher's embeddings are kept."""
+        return Path(self.config.teacher_dir or self.tokens.path.parent / "teacher").expanduser()
+
+    def teacher(self) -> Teacher | None:
+        """What the settings' teacher makes of the corpus, made or found; all ranks take part."""
+        if self.config.teacher is None:
+            return None
+        return teacher_of(self.config, self.corpus, self.teacher_dir, self.ranks)
 
     def runs(self) -> Iterator[tuple[str, TrainConfig]]:
         """Name and settings of every run; runs of one name differ in their seeds alone."""

@@ -21,6 +21,7 @@ FREE = {
     *("logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license"),
     *("num_workers", "dry_run", "compare", "num_seeds", "device", "trust_remote_code"),
     *("tokens_per_chunk", "activation_memory", "gradient_checkpointing", "exchange", "shard"),
+    "teacher_dir",
     *("eval_dataset", "eval_data_dir", "eval_batch_size", "eval_before"),
     *("data", "data_config", "data_split", "language"),  # known by what they hold
 }

@@ -14,6 +14,7 @@ from hybridfast.training import sharding
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.loop import make_sampler, steps_of, train
 from hybridfast.training.project import Project
+from hybridfast.training.teacher import cost
 
 __all__ = ["rehearse"]
 
@@ -48,6 +49,10 @@ def rehearse(project: Project) -> str:
         f"Memory: weights {weights / 1e9:.2f} GB, gradients and AdamW's moments {3 * trained / 1e9:.2f} GB, "
         f"activations {chunks.kept_bytes / 1e9:.2f} GB, {chunks.recomputed} chunks of a batch encoded again"
     )
+    if config.teacher is not None:
+        lines.append(project.ranks.by_first(lambda: cost(config, project.corpus, project.teacher_dir)))
+        # Without it in the steps: of their time, its part is one product of a batch's rows.
+        config = replace(config, teacher=None)
     seconds = []
     for count in (1, 1 + STEPS):  # the first step pays for what the others find ready
         timed = replace(config, max_steps=count, num_train_epochs=None, save_steps=None, mine_steps=None)

@@ -23,6 +23,7 @@ from hybridfast.training import loop, ranks, reduction
 from hybridfast.training.checkpoint import Checkpoints
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.ranks import Ranks
+from hybridfast.training.teacher import teacher_of
 from hybridfast.training.validation import Validation, hold_out
 
 ENDS_WITHIN = 60  # seconds, of the others
@@ -44,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weighted": {"model": "static", "other_language_weight": 0.2, "cross": "same", "exchange": "ring"},
     "mined": {"model": "static", "negatives": 2, "mine_steps": 2},
+    "distilled": {"distillation_weight": 0.7, "negatives": 1},  # to itself; some groups have no English
 }
 
 
@@ -53,10 +55,12 @@ CASES: dict[str, dict[str, Any]] = {
 def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     """One of the cases, on one of the ranks; the first leaves weights, figures and the log in the folder."""
     held_out_as = {"eval_steps": 2, "validation_split": 0.2, "metric_for_best_model": "mAP multi"}
-    config = TrainConfig(
-        batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **CASES[case]
-    )
-    corpus, held_out = hold_out(ParallelCorpus.from_rows(ROWS), config)
+    settings, rows = CASES[case], ROWS
+    if case == "distilled":
+        settings = settings | {"teacher": tiny, "device": "cpu"}
+        rows = [row for number, row in enumerate(ROWS) if row["lang"] == "de" or number % 3]
+    config = TrainConfig(batch_size=13, max_steps=4, logging_steps=1, save_steps=2, **held_out_as, **settings)
+    corpus, held_out = hold_out(ParallelCorpus.from_rows(rows), config)
     torch.manual_seed(these.rank)  # rank 0's weights are what counts
     if config.model == "static":
         model = loading.build_static(loading.train_tokenizer(corpus.texts(), 300), 8)
@@ -65,7 +69,10 @@ def run(case: str, folder: Path, tiny: str, these: Ranks) -> None:
     tokens = embedding.tokenize(model, corpus, cache_dir=folder / "cache", progress=False)
     assert held_out is not None
     validation = Validation(held_out, embedding.sides(model, tokens), 8)
-    figures = loop.train(model, tokens, config, folder=folder / "run", validation=validation, ranks=these)
+    those = teacher_of(config, corpus, folder / "teacher", these) if config.teacher else None
+    figures = loop.train(
+        model, tokens, config, folder=folder / "run", validation=validation, ranks=these, teacher=those
+    )
     left = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.save({"weights": left, "figures": figures}, folder / f"rank-{these.rank}.pt")
 
