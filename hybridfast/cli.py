@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
 
@@ -57,7 +57,7 @@ def from_flags(config: type[Config], flags: list[str]) -> Config:
     return config(**vars(_parser(config, "", "").parse_args(flags)))
 
 
-def _parser(config: type[Any], prog: str, description: str) -> ArgumentParser:
+def _parser(config: type[object], prog: str, description: str) -> ArgumentParser:
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
 
@@ -72,7 +72,7 @@ def _parser(config: type[Any], prog: str, description: str) -> ArgumentParser:
             return super()._get_help_string(action)
 
     parser: ArgumentParser = Parser(
-        config,
+        config,  # type: ignore[arg-type]
         prog=prog,
         usage=f"{prog} [SETTINGS.yaml] [--flag value ...]",
         description=description,

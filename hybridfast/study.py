@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         study = plan.read(flags.study, partial(cli.from_flags, TrainConfig), flags.output_dir)
         worker = Worker(study)
         worker.check()
+        if not flags.report:
+            worker.prepare()
         if flags.dry_run:
             from hybridfast.studies.estimate import estimate
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hybridfast.evaluation.encode import encode
 from hybridfast.studies.plan import Entry, Study
@@ -10,9 +12,12 @@ from hybridfast.studies.runs import Worker
 from hybridfast.training.loop import make_sampler, steps_of
 from hybridfast.training.rehearsal import duration, seconds_a_step
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 __all__ = ["estimate"]
 
-TEXTS = 256  # of each side of a test that are timed
+FEW, TEXTS = 16, 256  # of each side of a test that are timed
 
 
 def estimate(study: Study, worker: Worker) -> str:
@@ -24,18 +29,11 @@ def estimate(study: Study, worker: Worker) -> str:
         config = next(point.config for entry in trained for point in entry.points if point.config)
         project = worker.project(config)
         network = project.new_model(config.seed)
-        tests = 0.0
-        for title in study.tests:
-            queries, passages = (
-                texts for texts in (worker.test_set(title).queries, worker.test_set(title).passages)
-            )
-            for texts, all_texts in (
-                (queries[:: max(1, len(queries) // TEXTS)], queries),
-                (passages[:: max(1, len(passages) // TEXTS)], passages),
-            ):
-                start = time.perf_counter()
-                encode(network, texts, texts[:1], batch_size=config.eval_batch_size, progress=False)
-                tests += (time.perf_counter() - start) * len(all_texts) / max(1, len(texts))
+        tests = sum(
+            _seconds_a_text(network, texts, config.eval_batch_size) * len(texts)
+            for title in study.tests
+            for texts in (worker.test_set(title).queries, worker.test_set(title).passages)
+        )
         with make_sampler(project.tokens, config) as sampler:
             steps = steps_of(config, sampler)
         each = seconds_a_step(project, config)
@@ -55,6 +53,17 @@ def estimate(study: Study, worker: Worker) -> str:
             lines.append(f"  {entry.strategy}: {what}; seeds {', '.join(map(str, entry.seeds))}")
     lines.append(f"In all {duration(whole)} for one process; several share it")
     return "\n".join(lines)
+
+
+def _seconds_a_text(model: SentenceTransformer, texts: Sequence[str], batch_size: int) -> float:
+    """From some of the texts, less what a call takes for a few of them."""
+    seconds = []
+    for count in (FEW, FEW + TEXTS):
+        some = list(texts[:: max(1, len(texts) // count)])[:count]
+        start = time.perf_counter()
+        encode(model, some, some[:1], batch_size=batch_size, progress=False)
+        seconds.append(time.perf_counter() - start)
+    return max(seconds[1] - seconds[0], 0.0) / TEXTS
 
 
 def _runs(entry: Entry) -> int:

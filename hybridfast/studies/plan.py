@@ -273,7 +273,7 @@ class _Reader:
         """What is tested on must not be what is validated on."""
         for entry in study.entries:
             for point in entry.points:
-                dev = point.config and point.config.validation_dataset
+                dev = point.config.validation_dataset if point.config else None
                 for title, (name, _) in study.tests.items():
                     if dev is not None and (dev == name or _same_file(dev, name)):
                         raise ValueError(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Worker:
                 yield Job(
                     f"{model} untrained on {test}",
                     folder,
-                    lambda folder=folder, test=test: self._evaluate_untrained(config, folder, test),
+                    partial(self._evaluate_untrained, config, folder, test),
                 )
 
     def _of_entry(self, entry: Entry) -> Iterator[Job]:
@@ -116,17 +117,17 @@ class Worker:
                 entry.run_folder(p, first) for p in entry.points if not _is_through(entry, p, first)
             ]
             return
-        if (point := choose(trials)) is None:
-            return  # all have failed, which the report says
-        for seed in entry.seeds:
-            yield from self._train(entry, point, seed)
-            yield from self._tests(entry, point, seed)
+        best = choose(trials)
+        for seed in entry.seeds if best else ():  # where all have failed, the report says so
+            assert best is not None
+            yield from self._train(entry, best, seed)
+            yield from self._tests(entry, best, seed)
 
     def _train(self, entry: Entry, point: Point, seed: int) -> Iterator[Job]:
         if not _is_through(entry, point, seed):
             folder = entry.run_folder(point, seed)
             title = " ".join(filter(None, [entry.title, point.name, f"seed {seed}"]))
-            yield Job(title, folder, lambda: self._run(entry, point, seed, title), entry)
+            yield Job(title, folder, partial(self._run, entry, point, seed, title), entry)
 
     def _tests(self, entry: Entry, point: Point, seed: int) -> Iterator[Job]:
         run = entry.run_folder(point, seed)
@@ -138,7 +139,7 @@ class Worker:
                 yield Job(
                     f"{entry.title} seed {seed} on {test}",
                     folder,
-                    lambda folder=folder, test=test: self._evaluate(run, folder, test),
+                    partial(self._evaluate, run, folder, test),
                     entry,
                 )
 
@@ -166,14 +167,12 @@ class Worker:
             folder = entry.run_folder(point, seed)
             if not _is_through(entry, point, seed):
                 title = f"{entry.title} seed {seed}"
-                yield Job(
-                    title, folder, lambda folder=folder, parts=parts: self._average(folder, parts), entry
-                )
+                yield Job(title, folder, partial(self._average, folder, parts), entry)
             yield from self._tests(entry, point, seed)
 
     # --- doing it -----------------------------------------------------------------------------------------
 
-    def work(self, after: Callable[[Entry], None] = lambda entry: None) -> None:
+    def work(self, after: Callable[[Entry], object] = lambda entry: None) -> None:
         """Until nothing is left that this process can do; `after` gets each strategy that is complete.
 
         Raises Interrupted, with a checkpoint of the run that was on its way.
@@ -214,6 +213,16 @@ class Worker:
             for entry in self.study.entries
             if any(entry.folder in folder.parents or folder == entry.folder for folder in self.blocked)
         }
+
+    def prepare(self) -> None:
+        """ValueError where the data cannot be read, or cannot fill some strategy's batches."""
+        for entry in self.study.entries:
+            point = entry.points[0]
+            if point.config and not all(_is_through(entry, one, entry.seeds[0]) for one in entry.points):
+                try:
+                    self.project(point.config)
+                except ValueError as error:
+                    raise ValueError(f"{entry.title}: {error}") from error
 
     def project(self, config: TrainConfig) -> Project:
         """The project of a run; data and tokens are read once for all that agree in them."""
@@ -297,7 +306,10 @@ class Worker:
         model.save(str(folder), create_model_card=False)
         assert project.validation is not None
         dev = evaluate(model, project.validation.eval_set, batch_size=config.eval_batch_size)
-        averaged = {"averaged": [str(source) for source in sources], "validation": figures_of(dev)}
+        averaged: dict[str, Any] = {
+            "averaged": [str(source) for source in sources],
+            "validation": figures_of(dev),
+        }
         save_results(folder, config, averaged, None)
         record = Record.of(config, project.tokens)
         record.complete.append("average")

@@ -28,6 +28,7 @@ from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 __all__ = ["READING", "Project", "batch_type", "runs_of"]
 
@@ -53,11 +54,14 @@ class Project:
         self, config: TrainConfig, ranks: Ranks | None = None, *, like: Project | None = None
     ) -> None:
         self.config, self.ranks = config, ranks or Ranks()
-        for name in READING if like else ():
-            if getattr(like.config, name) != (value := getattr(config, name)):
-                raise ValueError(f"{name} must be {getattr(like.config, name)!r} as there, got {value!r}")
+        self.corpus: ParallelCorpus
+        self.tokens: TokenizedCorpus
+        held_out: EvalSet | None = None
         if like:
-            self.corpus, held_out = like.corpus, None
+            for name in READING:
+                if getattr(like.config, name) != (value := getattr(config, name)):
+                    raise ValueError(f"{name} must be {getattr(like.config, name)!r} as there, got {value!r}")
+            self.corpus = like.corpus
         else:
             everything = _load_corpus(config)
             print(everything)
@@ -77,7 +81,7 @@ class Project:
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
             for note in self.eval_set.notes:
                 print(note)
-        self.tokenizer = like.tokenizer if like else None
+        self.tokenizer: Tokenizer | None = like.tokenizer if like else None
         if not like and config.model == "static":
             # One vocabulary for all runs: they share the tokens.
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
@@ -121,7 +125,7 @@ class Project:
             config.apply(model, PROMPTS)
         else:
             model = config.load(PROMPTS).float()
-        self.adapters = add_lora(model, config)
+        self.adapters: str | None = add_lora(model, config)
         freeze(model, config.freeze)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
