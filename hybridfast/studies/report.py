@@ -28,6 +28,7 @@ from hybridfast.studies.runs import chosen_point, test_folder, untrained_folder
 __all__ = ["systems_of", "write"]
 
 CURVE = (*POOLS, "rank distance")
+SENTENCE = 80  # characters
 Rows = list[list[str]]
 
 
@@ -140,9 +141,9 @@ def _legend(shown: Comparison, baselines: Sequence[str]) -> str:
     spread = "Mean ± standard deviation over seeds [95 % interval over questions and seeds]"
     marks = ", ".join(f"{_mark(i)} from {name}" for i, name in enumerate(baselines))
     return (
-        f"{spread}; {shown.questions:,} questions, {shown.resamples:,} resamples. Higher is better but for the "
-        f"rank distance. Differs significantly: {marks or 'no baseline'} (sign-flip test over questions, Holm's "
-        "correction, and an interval without 0)."
+        f"{spread}; {shown.questions:,} questions, {shown.resamples:,} resamples. Higher is better but for "
+        f"the rank distance. Differs significantly: {marks or 'no baseline'} (sign-flip test over "
+        "questions, Holm's correction, and an interval without 0)."
     )
 
 
@@ -286,7 +287,7 @@ def _markdown(study: Study, parts: Sequence[Part]) -> str:
             continue  # the page alone has it
         blocks += [f"{'#' * part.level} {part.heading}", *part.lines]
         if part.rows:
-            blocks.append(layout([[cell.replace("|", "\\|") for cell in row] for row in part.rows]))
+            blocks.append(_table_of(part.rows))
         if part.picture:
             blocks.append(f"![{part.heading}]({part.picture.relative_to(study.output_dir)})")
     return "\n\n".join(blocks) + "\n"
@@ -299,15 +300,25 @@ def _page(parts: Sequence[Part]) -> str:
         blocks += [f'<p class="muted">{escape(line)}</p>\n' for line in part.lines]
         if part.rows:
             heads = "".join(f"<th>{escape(cell)}</th>" for cell in part.rows[0])
-            body = "".join(
-                f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>\n"
-                for row in part.rows[1:]
-            )
+            body = "".join(map(_row, part.rows[1:]))
             table = f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
             blocks.append(f'<div class="card">{table}</div>\n')
         if part.picture:
             data = base64.b64encode(part.picture.read_bytes()).decode()
-            picture = f'<img alt="{escape(part.heading)}" style="max-width:100%" src="data:image/png;base64,{data}">'
-            blocks.append(f'<div class="card">{picture}</div>\n')
+            source = f'style="max-width:100%" src="data:image/png;base64,{data}"'
+            blocks.append(f'<div class="card"><img alt="{escape(part.heading)}" {source}></div>\n')
         blocks.append(part.html)
     return report.page("Study", blocks)
+
+
+def _row(row: Sequence[str]) -> str:
+    return f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>\n"
+
+
+def _table_of(rows: Rows) -> str:
+    """Markdown; columns are aligned unless they hold sentences."""
+    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    if max(len(cell) for row in rows for cell in row) < SENTENCE:
+        return layout(rows)
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
