@@ -230,7 +230,7 @@ class _Reader:
             flags |= {k: [f"--{k}={text}"] for k, text in point.items()}
             lines = {k: w.line for k, w in [*merged.items(), *axes.items()] if w is not None}
             points.append(Point(point, self.config(f"{model} {name}", source, flags, lines, line, seeds[0])))
-        shown = {k: " ".join(w.words) for k, w in own.items() if w is not None and k not in axes}
+        shown = {k: " ".join(w.words) for k, w in own.items() if w is not None}
         return Entry(model, name, folder, tuple(points), seeds, shown)
 
     def config(

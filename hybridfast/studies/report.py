@@ -317,8 +317,8 @@ def _row(row: Sequence[str]) -> str:
 
 def _table_of(rows: Rows) -> str:
     """Markdown; columns are aligned unless they hold sentences."""
-    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
     if max(len(cell) for row in rows for cell in row) < SENTENCE:
         return layout(rows)
     rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)

@@ -201,10 +201,9 @@ class Worker:
                 return
             if waited != self.blocked:
                 waited = list(self.blocked)
-                holders = {Claim.holder(folder) or "nobody" for folder in waited}
-                self.say(
-                    f"Waits for {', '.join(map(str, waited))}: {', '.join(sorted(holders))} at work there"
-                )
+                held = {folder: Claim.holder(folder) for folder in waited}
+                at_work = [f"{folder} ({holder})" for folder, holder in held.items() if holder]
+                self.say(f"Waits for {', '.join(at_work) or 'what others do'}")
             time.sleep(POLL)
 
     def _blocked_titles(self) -> set[str]:
