@@ -71,7 +71,7 @@ class Worker:
         self.study, self.say = study, say
         self.projects: dict[tuple[Any, ...], Project] = {}
         self.sets: dict[str, EvalSet] = {}
-        self.blocked: list[Path] = []  # what later work waits for
+        self.blocked: list[tuple[Entry, Path]] = []  # whose work waits for which folder
 
     # --- what there is to do ------------------------------------------------------------------------------
 
@@ -113,9 +113,8 @@ class Worker:
             yield from self._train(entry, point, first)
         trials = tried(entry, self.study.select)
         if trials is None:
-            self.blocked += [
-                entry.run_folder(p, first) for p in entry.points if not _is_through(entry, p, first)
-            ]
+            folders = [entry.run_folder(point, first) for point in entry.points]
+            self.blocked += [(entry, folder) for folder in folders if not _has_ended(folder)]
             return
         best = choose(trials)
         for seed in entry.seeds if best else ():  # where all have failed, the report says so
@@ -132,7 +131,7 @@ class Worker:
     def _tests(self, entry: Entry, point: Point, seed: int) -> Iterator[Job]:
         run = entry.run_folder(point, seed)
         if not _is_through(entry, point, seed):
-            self.blocked.append(run)
+            self.blocked.append((entry, run))
             return
         for test in self.study.tests if failure(run) is None else ():
             if not _has_ended(folder := test_folder(run, test)):
@@ -151,7 +150,7 @@ class Worker:
                 other = self.study.entry(entry.model, name)
                 trials = tried(other, self.study.select)
                 if trials is None:
-                    self.blocked.append(other.folder)
+                    self.blocked.append((entry, other.folder))
                     return
                 best = choose(trials)
                 its_seed = other.seeds[place] if place < len(other.seeds) else None
@@ -159,7 +158,7 @@ class Worker:
                     return
                 run = other.run_folder(best, its_seed)
                 if not _is_through(other, best, its_seed):
-                    self.blocked.append(run)
+                    self.blocked.append((entry, run))
                     break
                 parts.append((other, best, its_seed))
             if len(parts) < len(entry.average):
@@ -173,7 +172,7 @@ class Worker:
     # --- doing it -----------------------------------------------------------------------------------------
 
     def work(self, after: Callable[[Entry], object] = lambda entry: None) -> None:
-        """Until nothing is left that this process can do; `after` gets each strategy that is complete.
+        """Until nothing is left that this process can do; `after` gets each strategy that is, but the last.
 
         Raises Interrupted, with a checkpoint of the run that was on its way.
         """
@@ -193,25 +192,21 @@ class Worker:
                 break
             if did:
                 waited = []
-                left = {job.entry.title for job in self.jobs() if job.entry} | self._blocked_titles()
+                left = {job.entry.title for job in self.jobs() if job.entry}
+                left |= {entry.title for entry, _ in self.blocked}
                 for title in [title for title in open_entries if title not in left]:
-                    after(open_entries.pop(title))
+                    entry = open_entries.pop(title)
+                    if open_entries:
+                        after(entry)
                 continue
             if not self.blocked:
                 return
-            if waited != self.blocked:
-                waited = list(self.blocked)
+            if waited != (folders := [*dict.fromkeys(folder for _, folder in self.blocked)]):
+                waited = folders
                 held = {folder: Claim.holder(folder) for folder in waited}
                 at_work = [f"{folder} ({holder})" for folder, holder in held.items() if holder]
                 self.say(f"Waits for {', '.join(at_work) or 'what others do'}")
             time.sleep(POLL)
-
-    def _blocked_titles(self) -> set[str]:
-        return {
-            entry.title
-            for entry in self.study.entries
-            if any(entry.folder in folder.parents or folder == entry.folder for folder in self.blocked)
-        }
 
     def prepare(self) -> None:
         """ValueError where the data cannot be read, or cannot fill some strategy's batches."""

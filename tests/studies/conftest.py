@@ -31,7 +31,7 @@ strategies:
 grid: {{learning_rate: [1e-2, 5e-2]}}
 seeds: 2
 baselines: [mono, cross]
-resamples: 200
+resamples: 2000
 """
 
 
@@ -54,7 +54,7 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
     """Writes the study above, its data and a file with texts replaced in it."""
     write_rows(tmp_path / "rows.jsonl", range(30), "train")
     write_rows(tmp_path / "rows.jsonl", range(30, 40), "dev")
-    write_rows(tmp_path / "test.jsonl", range(40, 50), "train")
+    write_rows(tmp_path / "test.jsonl", range(25), "train")
 
     def write(*replacements: tuple[str, str]) -> Path:
         text = STUDY.format(folder=tmp_path)

@@ -9,8 +9,8 @@ from hybridfast.studies.plan import Study
 
 def test_settings_stand_above_each_other(read_study) -> None:
     study: Study = read_study(
-        ("resamples: 200", "model_settings: {other: {batch_size: 4, seeds: [3, 5], learning_rate: 1e-3, "
-         "dimension: null, strategies: [soup, hybrid, mono, cross]}}\nresamples: 200"),
+        ("resamples: 2000", "model_settings: {other: {batch_size: 4, seeds: [3, 5], learning_rate: 1e-3, "
+         "dimension: null, strategies: [soup, hybrid, mono, cross]}}\nresamples: 2000"),
         ("{tiny: static}", "{tiny: static, other: static}"),
         ("cross: {alpha: 0}", "cross: {alpha: 0}\n  hybrid: {alpha: 0.5, temperature: 0.1, "
          "learning_rate: [1e-4, 2e-4]}\n  soup: {average: [mono, cross]}"),
