@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -54,14 +53,9 @@ def systems_of(study: Study, model: str, test: str) -> dict[str, list[Ranked]]:
     for name, runs in folders.items():
         files = [test_folder(run, test) / RANKS for run in runs]
         # A run's figures come last; ranks without them are being written, or of a killed process.
-        if found := [_ranks(file) for file in files if file.with_name("metrics.json").exists()]:
+        if found := [ranked.read(file) for file in files if file.with_name("metrics.json").exists()]:
             systems[name] = found
     return systems
-
-
-@lru_cache(maxsize=64)
-def _ranks(file: Path) -> Ranked:
-    return ranked.read(file)
 
 
 def write(study: Study, command: str) -> str:
