@@ -28,6 +28,7 @@ __all__ = [
     "Output",
     "check_output_folder",
     "fail",
+    "from_flags",
     "lasting_folder",
     "next_free",
     "output_folder",
@@ -43,12 +44,26 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
 
     Any mistake ends the process with one line on stderr and exit code 2.
     """
+    parser = _parser(config, prog, description)
+    argv = sys.argv[1:] if argv is None else argv
+    with usage_errors():
+        if argv and argv[0].endswith((".yaml", ".yml")):
+            argv = [*_yaml_flags(Path(argv[0]), parser), *argv[1:]]
+        return config(**vars(parser.parse_args(argv)))
+
+
+def from_flags(config: type[Config], flags: list[str]) -> Config:
+    """A dataclass from flags alone; ValueError for any mistake."""
+    return config(**vars(_parser(config, "", "").parse_args(flags)))
+
+
+def _parser(config: type[object], prog: str, description: str) -> ArgumentParser:
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            fail(message)
+            raise ValueError(message)
 
     class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         def _get_help_string(self, action: Action) -> str | None:
@@ -70,11 +85,7 @@ def parse(config: type[Config], prog: str, description: str, argv: list[str] | N
         elif isinstance(action, _StoreFalseAction):  # transformers gives it the text of what it negates
             action.help = f"The same as --{action.dest} False."
     _into_sections(parser, getattr(config, "SECTIONS", {}))
-    argv = sys.argv[1:] if argv is None else argv
-    with usage_errors():
-        if argv and argv[0].endswith((".yaml", ".yml")):
-            argv = [*_yaml_flags(Path(argv[0]), parser), *argv[1:]]
-        return config(**vars(parser.parse_args(argv)))
+    return parser
 
 
 def _into_sections(parser: ArgumentParser, sections: Mapping[str, str]) -> None:

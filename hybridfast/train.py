@@ -18,14 +18,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hybridfast import cli
 from hybridfast.evaluation import ranked
 from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.results import RANKS, write_comparison
-from hybridfast.training import card, checkpoint, curves
+from hybridfast.training import checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted
@@ -35,18 +35,15 @@ from hybridfast.training.project import Project, batch_type, runs_of
 from hybridfast.training.ranks import Ranks
 from hybridfast.training.record import Record, check_same, identity, is_fresh
 from hybridfast.training.rehearsal import rehearse
+from hybridfast.training.running import NotSaved, describe, newest, train_into
 from hybridfast.training.saving import (
     check_hub,
-    finished,
     push,
-    save_card,
-    save_model,
     save_results,
-    settings,
 )
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    pass
 
 __all__ = ["Project", "TrainConfig", "main", "train"]
 
@@ -85,7 +82,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
             record.check(this, output_dir)
         record = record or this
         given = _given_checkpoint(config, project)
-        teacher = project.teacher()
+        _ = project.teacher  # made or found before anything is written
     lasting = config.save_steps is not None or config.resume_from_checkpoint is not None
     systems: dict[str, list[Ranked]] = {}
     stopped: str | None = None
@@ -105,31 +102,16 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                     _add(config, systems, name, _ranks(folder), output.folder, command)
                 continue
             with _no_half_run(folder, lasting, ranks):
-                state = given if given or not lasting else _newest(folder, ranks)
-                model = project.new_model(run.seed)
-                if state:
-                    if ranks.is_first:
-                        _bring_the_best(state, config, folder)
-                    print(f"{title}: goes on after step {state['log']['step']:,}")
+                state = given if given or not lasting else newest(folder, ranks)
+                if state and ranks.is_first:
+                    _bring_the_best(state, config, folder)
                 try:
-                    training = train(
-                        model,
-                        project.tokens,
-                        run,
-                        name=title,
-                        folder=folder,
-                        validation=project.validation,
-                        resume=state,
-                        ranks=ranks,
-                        teacher=teacher,
-                    )
+                    model, training = train_into(folder, title, run, project, state)
                 except LossNotFinite as error:
-                    model = project.whole(model, run.seed)
                     if not ranks.is_first:
                         raise SystemExit(2) from None  # rank 0 says it
                     if error.step == 1:  # nothing was trained, in this run
                         cli.fail(f"{title}: {error}")
-                    save_model(folder, model, run)
                     output.keep = True
                     cli.fail(f"{title}: {error}; the model as it was before is in {there}")
                 except Interrupted as error:
@@ -140,20 +122,15 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
                     if ranks.is_first:
                         record.write(output.folder)
                     break
-                model = project.whole(model, run.seed)
-                if not ranks.is_first:
-                    project.evaluate(finished(model, run))  # its part
-                    continue
-                try:
-                    save_model(folder, model, run)
-                except Exception as error:  # what a full disk is to three libraries
+                except NotSaved as error:
                     if not lasting:
                         raise
-                    cli.fail(f"{title}: the model could not be saved: {error}; the last checkpoint remains")
+                    cli.fail(f"{title}: {error}; the last checkpoint remains")
+                if not ranks.is_first:
+                    project.evaluate(model)  # its part
+                    continue
             output.keep = True  # what was trained outlives an evaluation that fails or is interrupted
-            save_results(folder, run, training, None)
-            curves.draw(folder / "log.jsonl", folder / "curves.png")
-            _save_card(folder, title, model, run, project, training, None)
+            describe(folder, title, run, project, model, training)
             try:
                 evaluation = project.evaluate(model)
             except ValueError as error:
@@ -163,9 +140,8 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
             if evaluation:
                 own = {row: systems[row][-1:] for row in ("untrained", name) if row in systems}
                 against = "untrained" if len(own) > 1 else None
-                _save_card(
-                    folder, title, model, run, project, training, compare(own, against) if own else None
-                )
+                if own:
+                    describe(folder, title, run, project, model, training, compare(own, against))
             if config.push_to_hub:
                 repository = config.hub_model_id or output_dir.absolute().name
                 if len(runs) > 1:
@@ -225,24 +201,6 @@ def _bring_the_best(state: State, config: TrainConfig, folder: Path) -> None:
         checkpoint.write(folder / best.name, checkpoint.read(best))
 
 
-def _newest(folder: Path, ranks: Ranks) -> State | None:
-    """Where a run that has begun in this folder goes on; rank 0 finds it, and all read it."""
-
-    def found() -> State | None:
-        if not folder.is_dir():
-            return None
-        checkpoints = Checkpoints(folder)
-        checkpoints.clean()
-        return checkpoints.newest()
-
-    state = found() if ranks.is_first else None
-    step = ranks.by_first(lambda: state and state["log"]["step"])
-    if step is None or state is not None:
-        return state
-    with cli.usage_errors():
-        return checkpoint.read(folder / f"checkpoint-{step}")
-
-
 @contextmanager
 def _no_half_run(folder: Path, lasting: bool, ranks: Ranks) -> Iterator[None]:
     """A run that ends without model or checkpoint leaves no folder, unless it may be gone on with."""
@@ -283,20 +241,6 @@ def _ranks(folder: Path) -> Ranked | None:
     """Those of an evaluation whose folder this is."""
     path = folder / RANKS
     return ranked.read(path) if path.exists() else None
-
-
-def _save_card(
-    folder: Path,
-    title: str,
-    model: SentenceTransformer,
-    run: TrainConfig,
-    project: Project,
-    training: dict[str, Any],
-    comparison: Comparison | None,
-) -> None:
-    evaluated_on = project.eval_set.name if project.eval_set else None
-    text = card.text(title, model, run, settings(run), project.corpus, training, comparison, evaluated_on)
-    save_card(folder, text)
 
 
 def _add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from hybridfast import cli, train
 from hybridfast.data import cldr
+from hybridfast.studies import plan
 from hybridfast.training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -62,10 +64,25 @@ def of_architecture(name: str, tiny_xlm_r: Path, folder: Path) -> str:
 
 MIMO = ["mimo-stage1", "mimo-stage2"]
 NAMES = ["paper-xlm-r", "paper-labse", "multilingual-e5", "bge-m3-dense", "static", *MIMO]
+STUDIES = ["study-e5", "study-static"]
 
 
 def test_all_are_here() -> None:
-    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted(NAMES)
+    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted([*NAMES, *STUDIES])
+
+
+@pytest.mark.parametrize(("name", "runs"), [("study-static", 10 * 7), ("study-e5", 3 * 4)])
+def test_a_study_is_read(name: str, runs: int) -> None:
+    study = plan.read(CONFIGS / f"{name}.yaml", partial(cli.from_flags, TrainConfig))
+    trained = [entry for entry in study.entries if not entry.average]
+    assert sum(len(entry.points) + len(entry.seeds) - 1 for entry in trained) == runs
+    (model,) = study.models
+    assert {"mono": 1.0, "cross": 0.0, "hybrid-0.5": 0.5}.items() <= {
+        entry.strategy: entry.alpha for entry in study.of(model)
+    }.items()
+    for entry in trained:
+        for point in entry.points:
+            assert not {*study.unseen_languages} & {*point.config.languages}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -132,13 +132,15 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     family: Sequence[str] = SUMMARY,
+    others: Sequence[str] | None = None,
 ) -> Comparison:
     """Every figure of every system with its interval, and what differs from `baseline`.
 
     `systems` maps a name to its ranks, or to those of several runs that differ in their seed. Intervals come
     from a bootstrap over questions, the same draws for all systems, and over runs where there are several;
     p-values from a sign-flip test over questions (:mod:`hybridfast.evaluation.significance`). `family` are
-    the figures of the table, whose comparisons share Holm's correction. Equal arguments give equal results.
+    the figures of the table, whose comparisons share Holm's correction; `others` are estimated too, all there
+    are by default. Equal arguments give equal results.
 
     Raises:
         ValueError: no system, an unknown baseline or figure, or systems that were not asked the same.
@@ -160,6 +162,8 @@ def compare(
     unknown = [name for name in family if name not in figures]
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}; there are {', '.join(figures)}")
+    if others is not None:
+        figures = [name for name in figures if name in family or name in others]
     pile = _Pile(first.clusters)
     estimates_at = {(name, f): [pile.add(run, f) for run in of] for name, of in runs.items() for f in figures}
     pairs_at = {

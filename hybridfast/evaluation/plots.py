@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.evaluation.table import figure_text
 
-__all__ = ["heat_map"]
+__all__ = ["bands", "heat_map"]
 
 _INK, _MUTED, _VOID = "#1f2933", "#7b8794", "#eef0f2"
 _GOOD = LinearSegmentedColormap.from_list(
@@ -27,6 +27,7 @@ _BAD = LinearSegmentedColormap.from_list(
 )
 
 
+Band = tuple[float, float, float]  # value, low, high
 _WRITTEN = 24  # languages up to which every cell carries its value
 
 
@@ -76,6 +77,32 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
         LogNorm(1, largest, clip=True),
         _rank,
     )
+    _write_png(figure, Path(path))
+
+
+def bands(
+    path: str | Path, title: str, label: str, at: Sequence[float], panels: Mapping[str, Sequence[Band]]
+) -> None:
+    """Draw figures over one setting, a panel each: the values as a line, their intervals as a band.
+
+    Args:
+        label: of the setting.
+        at: its values, rising.
+        panels: by figure, (value, low, high) at each of them.
+    """
+    figure = Figure(figsize=(3.3 * len(panels), 3.2), dpi=150, layout="constrained")
+    figure.suptitle(title, color=_INK, fontsize=13, fontweight="bold")
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        value, low, high = np.array(values, np.float64).T
+        axes.fill_between(at, low, high, color="#4fa8a8", alpha=0.3, linewidth=0)
+        axes.plot(at, value, color="#12486b", marker="o", markersize=4)
+        axes.set_title(name, loc="left", color=_INK, fontsize=10.5, fontweight="bold")
+        axes.set_xlabel(label, color=_MUTED)
+        axes.tick_params(colors=_INK, labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=_VOID)
     _write_png(figure, Path(path))
 
 

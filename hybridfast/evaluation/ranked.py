@@ -165,10 +165,14 @@ class Ranked:
         row_V = self.query_languages_Q[query_V]
         cell_V, cluster_V = row_V * len(self.languages) + language_V, self.clusters_Q[query_V]
         mono_V = row_V == language_V
+        which = [  # once for all measures, which share them
+            (pool, chosen_V, cluster_V[chosen_V], cell_V[chosen_V])
+            for pool, chosen_V in (("mono", mono_V), ("cross", ~mono_V))
+        ]
         for name, measure in MEASURES.items():
             values_V = measure(pools)
-            for pool, chosen_V in (("mono", mono_V), ("cross", ~mono_V)):
-                figures[f"{name} {pool}"] = Values(values_V[chosen_V], cluster_V[chosen_V], cell_V[chosen_V])
+            for pool, chosen_V, *places in which:
+                figures[f"{name} {pool}"] = Values(values_V[chosen_V], *places)
             figures[f"{name} multi"] = self._by_language(measure(self.golds))
         for name, values_Q in self._bias_per_query().items():
             figures[name] = self._by_language(values_Q)

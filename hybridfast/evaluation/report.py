@@ -18,16 +18,15 @@ from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.table import figure_text
 from hybridfast.evaluation.worst import Failure
 
-__all__ = ["html"]
+__all__ = ["BIAS", "html", "page", "sections"]
 
 _STYLE = Path(__file__).with_name("report.css")
 # In all heat maps together, some 1.5 MB, and of all systems together, half a megabyte at most.
 _HEAT_CELLS, _FAILURES = 120_000, 80
-_NO_SCRIPT = (
-    "default-src 'none'; style-src 'unsafe-inline'"  # nor anything from elsewhere, whatever a text holds
-)
+# Nor anything from elsewhere, whatever a text holds.
+_NO_SCRIPT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-_BIAS = (  # figure, what it says
+BIAS = (  # figure, what it says
     ("rank distance", "between a question's first and last gold among all passages; 0 is best"),
     ("rank distance / chance", "0: translations stand together; 1: placed at random"),
     (
@@ -55,19 +54,31 @@ def html(
     Texts come from ``Ranked.failures``. `command` and `environment` stand at its end.
     """
     first = next(iter(systems.values()))[0]
-    evaluations = {name: [evaluate_ranked(run) for run in runs] for name, runs in systems.items()}
     title = first.name if len(systems) == 1 else f"{first.name}: {len(systems)} systems"
     parts = [
         _head(title, first, comparison),
+        *sections(comparison, systems),
+        _failures(systems),
+        _everything(comparison),
+        _about(systems, comparison, command, environment or {}),
+    ]
+    return page(title, parts)
+
+
+def sections(comparison: Comparison, systems: Mapping[str, Sequence[Ranked]]) -> list[str]:
+    """The parts of the page that show figures: table, heat maps, ranks, bias, languages."""
+    evaluations = {name: [evaluate_ranked(run) for run in runs] for name, runs in systems.items()}
+    return [
         _summary(comparison),
         _heat_maps(evaluations),
         _rank_curves(systems),
         _bias(comparison, evaluations),
         _languages(evaluations),
-        _failures(systems),
-        _everything(comparison),
-        _about(systems, comparison, command, environment or {}),
     ]
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Parts, in HTML, as a page that needs no script and no network."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_NO_SCRIPT}">\n'
@@ -214,7 +225,7 @@ def _bias(comparison: Comparison, evaluations: Mapping[str, list[Evaluation]]) -
     known = next(iter(comparison.estimates.values()))
     rows = [
         _bias_row(figure, meaning, [_cell(figure, of[figure]) for of in comparison.estimates.values()])
-        for figure, meaning in _BIAS
+        for figure, meaning in BIAS
         if figure in known
     ]
     biases = [ofs[0].bias for ofs in evaluations.values()]

@@ -21,7 +21,7 @@ from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.evaluation.ranked import Ranked
 
-__all__ = ["environment", "read_runs", "write", "write_comparison"]
+__all__ = ["environment", "read_runs", "write", "write_comparison", "write_json", "write_text"]
 
 RANKS = "ranks.parquet"
 
@@ -55,7 +55,7 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
             sure = compare({evaluation.name: evaluation.ranked})
             metrics["evaluation"]["figures"] = sure.to_dict()["estimates"][evaluation.name]
             metrics["evaluation"]["questions"] = sure.questions
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     if evaluation:  # after the figures, which a picture that fails must not cost
         plots.heat_map(evaluation, folder / "language_pairs.png")
 
@@ -66,9 +66,9 @@ def write_comparison(
     """``results.md``, the table, ``comparison.json``, every figure and difference, and ``report.html``, a
     page of all of it that ends with the `command`.
     """
-    _write_json(folder / "comparison.json", comparison.to_dict())
-    _write_text(folder / "results.md", comparison.table() + "\n")
-    _write_text(folder / "report.html", report.html(comparison, systems, command, environment()))
+    write_json(folder / "comparison.json", comparison.to_dict())
+    write_text(folder / "results.md", comparison.table() + "\n")
+    write_text(folder / "report.html", report.html(comparison, systems, command, environment()))
 
 
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]]:
@@ -97,12 +97,14 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, list[Ranked]
     return systems
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Under another name first, then renamed; null for NaN and infinity."""
     text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    _write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Under another name first, then renamed."""
     unfinished = path.with_name(f".{path.name}")
     # JSON lets half a character (a lone surrogate) into texts, UTF-8 does not.
     unfinished.write_text(text, encoding="utf-8", errors="replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,22 +33,46 @@ from hybridfast.training.validation import Validation, hold_out
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
-__all__ = ["Project", "batch_type", "runs_of"]
+__all__ = ["READING", "Project", "batch_type", "runs_of"]
 
+# The settings that decide what is read and how it becomes tokens: projects that agree in them can share it.
+READING = (
+    *("model", "revision", "trust_remote_code", "model_kwargs", "query_prefix", "passage_prefix"),
+    *("max_query_length", "max_passage_length", "similarity", "device", "dimension", "vocabulary_size"),
+    *("data", "data_config", "data_split", "language", "eval_dataset", "eval_data_dir"),
+    *("eval_steps", "validation_split", "validation_dataset", "metric_for_best_model", "batch_size"),
+)
 PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of their own
 
 
 class Project:
-    """See the module's text. Making one prints the corpus and refuses what cannot be trained."""
+    """See the module's text. Making one prints the corpus and refuses what cannot be trained.
 
-    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+    Args:
+        like: a project that agrees with the config in all of ``READING``: what that one has read is not read
+            again.
+    """
+
+    def __init__(
+        self, config: TrainConfig, ranks: Ranks | None = None, *, like: Project | None = None
+    ) -> None:
         self.config, self.ranks = config, ranks or Ranks()
-        everything = _load_corpus(config)
-        print(everything)
-        self.corpus, held_out = hold_out(everything, config)
-        if len(self.corpus) < len(everything):
-            print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
+        self.corpus: ParallelCorpus
+        self.tokens: TokenizedCorpus
+        held_out: EvalSet | None = None
+        if like:
+            for name in READING:
+                if getattr(like.config, name) != (value := getattr(config, name)):
+                    raise ValueError(f"{name} must be {getattr(like.config, name)!r} as there, got {value!r}")
+            self.corpus = like.corpus
+        else:
+            everything = _load_corpus(config)
+            print(everything)
+            self.corpus, held_out = hold_out(everything, config)
+            if len(self.corpus) < len(everything):
+                print(f"Held out of training: {len(everything) - len(self.corpus):,} versions")
         hard_negatives = _hard_negatives(self.corpus)
         if config.negatives and not hard_negatives and not config.mine_steps:
             raise ValueError(
@@ -58,13 +83,13 @@ class Project:
             raise ValueError(f"mine_scope other needs two languages, the data has {self.corpus.languages}")
         if config.teacher is not None:
             pivot_rows(self.corpus, config.teacher_language)  # which checks that there are some
-        self.eval_set: EvalSet | None = None
-        if config.eval_dataset != "none":
+        self.eval_set: EvalSet | None = like.eval_set if like else None
+        if not like and config.eval_dataset != "none":
             self.eval_set = readers.load(config.eval_dataset, config.eval_data_dir)
             for note in self.eval_set.notes:
                 print(note)
-        self.tokenizer = None
-        if config.model == "static":
+        self.tokenizer: Tokenizer | None = like.tokenizer if like else None
+        if not like and config.model == "static":
             # One vocabulary for all runs: they share the tokens.
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
@@ -78,9 +103,12 @@ class Project:
             raise ValueError(
                 f"matryoshka_dims must be at most the model's {width}, got {config.matryoshka_dims}"
             )
-        self.tokens = embedding.tokenize(model, self.corpus)
-        print(_reading(model, self.tokens))
-        self.validation: Validation | None = None
+        if like:
+            self.tokens = like.tokens
+        else:
+            self.tokens = embedding.tokenize(model, self.corpus)
+            print(_reading(model, self.tokens))
+        self.validation: Validation | None = like.validation if like else None
         if held_out:
             self.validation = Validation(held_out, embedding.sides(model, self.tokens), config.batch_size)
             print(
@@ -111,7 +139,7 @@ class Project:
             # To be sharded, it is spread from the CPU, layer by layer.
             place = replace(config, device="cpu") if sharding.shards(config, self.ranks) else config
             model = place.load(PROMPTS).float()
-        self.adapters = add_lora(model, config)
+        self.adapters: str | None = add_lora(model, config)
         freeze(model, config.freeze)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -135,6 +163,7 @@ class Project:
         """Where a teacher's embeddings are kept."""
         return Path(self.config.teacher_dir or self.tokens.path.parent / "teacher").expanduser()
 
+    @cached_property
     def teacher(self) -> Teacher | None:
         """What the settings' teacher makes of the corpus, made or found; all ranks take part."""
         if self.config.teacher is None:

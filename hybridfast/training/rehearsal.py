@@ -12,11 +12,12 @@ from hybridfast.data.sampler import TEXTS, Batch
 from hybridfast.encoder import embedding, loading
 from hybridfast.training import sharding
 from hybridfast.training.chunks import Chunks
+from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler, steps_of, train
 from hybridfast.training.project import Project
 from hybridfast.training.teacher import cost
 
-__all__ = ["rehearse"]
+__all__ = ["duration", "rehearse", "seconds_a_step"]
 
 BATCHES, STEPS = 20, 3  # looked at for tokens; timed
 
@@ -51,19 +52,26 @@ def rehearse(project: Project) -> str:
     )
     if config.teacher is not None:
         lines.append(project.ranks.by_first(lambda: cost(config, project.corpus, project.teacher_dir)))
-        # Without it in the steps: of their time, its part is one product of a batch's rows.
-        config = replace(config, teacher=None)
-    seconds = []
-    for count in (1, 1 + STEPS):  # the first step pays for what the others find ready
-        timed = replace(config, max_steps=count, num_train_epochs=None, save_steps=None, mine_steps=None)
-        seconds.append(train(project.new_model(config.seed), tokens, timed, ranks=project.ranks)["seconds"])
-    each = max(seconds[1] - seconds[0], 0.0) / STEPS
+    each = seconds_a_step(project, config)
     lines.append(
         f"Time: {each:.3g} s a step, {config.batch_size / max(each, 1e-9):,.0f} pairs/s; "
-        f"{_duration(each * steps)} for {steps:,} steps"
+        f"{duration(each * steps)} for {steps:,} steps"
         + (f", and as much for each of {len(others)} other runs" if others else "")
     )
     return "\n".join(lines)
+
+
+def seconds_a_step(project: Project, config: TrainConfig) -> float:
+    """From a few steps of a run, after the first, which pays for what the others find ready."""
+    seconds = []
+    for count in (1, 1 + STEPS):
+        # Distillation's part of a step's time is one product of a batch's rows.
+        timed = replace(
+            config, max_steps=count, num_train_epochs=None, save_steps=None, mine_steps=None, teacher=None
+        )
+        model = project.new_model(config.seed)
+        seconds.append(train(model, project.tokens, timed, ranks=project.ranks)["seconds"])
+    return max(seconds[1] - seconds[0], 0.0) / STEPS
 
 
 def _tokens(batches: list[Batch], chunks: Chunks, *, static: bool) -> str:
@@ -91,7 +99,8 @@ def _lengths(texts: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.diff(texts["offsets"], append=torch.tensor([len(texts["input_ids"])]))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """5 min 03 s; 2 h 07 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

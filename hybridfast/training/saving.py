@@ -50,7 +50,7 @@ def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) ->
 
 
 def save_results(
-    folder: Path, config: TrainConfig, training: dict[str, float], evaluation: Evaluation | None
+    folder: Path, config: TrainConfig, training: dict[str, Any], evaluation: Evaluation | None
 ) -> None:
     """``metrics.json`` and, with an evaluation, its picture, beside the model."""
     results.write(folder, evaluation, {"config": settings(config), "training": training})

@@ -31,7 +31,7 @@ LossOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Pair = tuple[int, int, int]  # query, gold, group
 Batch = tuple[Tensor, ...]  # the same, (B,) each
 
-__all__ = ["Best", "Validation", "figures_of", "hold_out"]
+__all__ = ["Best", "Validation", "check_metric", "figures_of", "hold_out"]
 
 
 def hold_out(corpus: ParallelCorpus, config: TrainConfig) -> tuple[ParallelCorpus, EvalSet | None]:
@@ -71,7 +71,7 @@ def hold_out(corpus: ParallelCorpus, config: TrainConfig) -> tuple[ParallelCorpu
             f"eval_steps {config.eval_steps} has nothing to validate on: no row of {corpus.name} has the "
             "split dev or validation; set validation_split or validation_dataset"
         )
-    _check_metric(eval_set, config.metric_for_best_model)
+    check_metric(eval_set, config.metric_for_best_model)
     return training, eval_set
 
 
@@ -83,8 +83,8 @@ def _share(corpus: ParallelCorpus, share: float) -> NDArray[np.bool_]:
     return chosen_I[corpus.item_V]
 
 
-def _check_metric(eval_set: EvalSet, metric: str | None) -> None:
-    """Whether a metric is defined shows on any embeddings."""
+def check_metric(eval_set: EvalSet, metric: str | None, setting: str = "metric_for_best_model") -> None:
+    """ValueError where a metric is not defined on a set, which shows on any embeddings."""
     if metric is None:
         return
     queries_Q1, passages_N1 = (
@@ -93,8 +93,7 @@ def _check_metric(eval_set: EvalSet, metric: str | None) -> None:
     figures = figures_of(evaluate_embeddings(eval_set, queries_Q1, passages_N1))
     if metric not in figures:
         raise ValueError(
-            f"metric_for_best_model must be one of those defined on {eval_set.name}, {', '.join(figures)}; "
-            f"got {metric!r}"
+            f"{setting} must be one of those defined on {eval_set.name}, {', '.join(figures)}; got {metric!r}"
         )
 
 
