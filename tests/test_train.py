@@ -284,7 +284,7 @@ def test_a_model_that_embeds_nan_is_one_line(
             weight.data.fill_(torch.nan)
         return figures | {"loss": float("nan")}
 
-    monkeypatch.setattr(train, "train", diverges)
+    monkeypatch.setattr("hybridfast.training.running.train", diverges)
     data = write_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(SystemExit) as stop:
         small_run(tmp_path, "--eval_dataset", data, data=data)

@@ -389,7 +389,7 @@ def test_several_runs_go_on_too(data: Path, tmp_path: Path, monkeypatch) -> None
             raise RuntimeError("power cut")
         return info_nce(*args, **options)
 
-    monkeypatch.setattr(train, "train", noted)
+    monkeypatch.setattr("hybridfast.training.running.train", noted)
     monkeypatch.setattr(objective, "info_nce", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         train.main(argv)
