@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Chunks", "Embedded", "lengths_of", "with_places"]
 
 FREE_SHARE = 0.5  # of the memory that is free at the first step; the rest is for what grows later
-GIVEN_BACK = 8  # chunks that are not kept, after which the C library returns what it holds and nobody uses
+GROWTH = 5e8  # bytes of the process, at which the C library has to return what it holds and nobody uses
 
 
 class Embedded(NamedTuple):
@@ -79,7 +79,7 @@ class Chunks:
         self.longest = 0  # tokens of that text
         self.kept_bytes = 0.0  # of this batch
         self.recomputed = 0  # chunks of this batch
-        self.passed = 0  # calls of the encoder whose activations were not kept
+        self.resident = 0  # bytes of the process, when memory was last given back
         self.encoded = 0  # places of this batch, padding counted; 0 of a static encoder
         self._unreached, self._warned = out_of_reach(model), False
 
@@ -199,9 +199,10 @@ class Chunks:
         Chunks differ by a few places, so that one's freed memory is often a little too small for the next
         one's, and the heap of a batch of thousands of pairs grows to several times what is in use.
         """
-        self.passed += 1
-        if self.passed % GIVEN_BACK == 0:
+        process = psutil.Process()
+        if process.memory_info().rss > self.resident + GROWTH:
             _give_memory_back()
+            self.resident = process.memory_info().rss
         return run()
 
     def _fit(self, places: Iterable[int]) -> int:

@@ -47,8 +47,8 @@ def test_verdicts() -> None:
     found = {one.text: one for one in claims({name: comparison(name) for name in VALUES}, ROLES)}
     verdicts = {text: one.verdict for text, one in found.items()}
     assert verdicts == {
-        "hybrid is at least as good as mono in the monolingual pool": CANNOT_TELL,  # equal
-        "hybrid is at least as good as cross in the cross-lingual pool": CANNOT_TELL,
+        "hybrid is at least as good as mono in the monolingual pool, within 0.01 of mAP": HOLDS,  # equal
+        "hybrid is at least as good as cross in the cross-lingual pool, within 0.01 of mAP": HOLDS,
         "hybrid is better than both in the multilingual pool": HOLDS,
         "hybrid's rank distance is lower than that of both": DOES_NOT,  # than cross's, it is higher
         "cross is better than mono in the cross-lingual pool": HOLDS,
@@ -65,7 +65,9 @@ def test_verdicts() -> None:
 
 def test_no_sign_without_significance() -> None:
     found = claims({name: comparison(name, sure=False) for name in VALUES}, ROLES)
-    assert {one.verdict for one in found if "makes no difference" not in one.text} == {CANNOT_TELL}
+    within = [one for one in found if "within" in one.text]  # intervals of their own decide
+    assert len(within) == 3
+    assert {one.verdict for one in found if one not in within} == {CANNOT_TELL}
 
 
 def test_claims_of_strategies_that_are_missing_are_left_out() -> None:
