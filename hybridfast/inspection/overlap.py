@@ -1,0 +1,210 @@
+"""Texts of a corpus that occur in evaluation sets: as they are, or but for case, blanks and punctuation."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.tokens import text_hash
+from hybridfast.evaluation import miracl, readers
+from hybridfast.inspection.duplicates import EXAMPLES, example
+
+__all__ = ["Held", "held_rows", "normalised", "overlap", "read"]
+
+CHUNK = 16_384  # rows looked at together
+FORMS = ("exact", "normalised")
+KINDS = ("query_query", "query_passage", "passage_query", "passage_passage")  # the corpus's, the set's
+
+
+@lru_cache(1)
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Runs of punctuation and blanks; what is not to be seen at all."""
+    # By category, since re's \W counts the vowel signs of Hindi and Thai among what is between words.
+    between, unseen = [], []
+    for code in range(sys.maxunicode + 1):
+        category = unicodedata.category(chr(code))
+        if category[0] in "PZ" or category == "Cc":
+            between.append(chr(code))
+        elif category == "Cf" or code == 0x0640:  # joiners, soft hyphens, marks of direction; Arabic's dash
+            unseen.append(chr(code))
+    between_words, nothing = (f"[{re.escape(''.join(characters))}]" for characters in (between, unseen))
+    return re.compile(f"{between_words}+"), re.compile(nothing)
+
+
+def normalised(text: str) -> str:
+    """The text by NFKC and without case, each run of punctuation and blanks as one blank.
+
+    What is written but not seen is left out: soft hyphens, joiners, marks of direction, Arabic's tatweel. The
+    four i of Turkish are one, since their capitals cross those of other languages. Symbols, digits, accents
+    and vowel signs count: C++ is not C.
+    """
+    between, unseen = _patterns()
+    # Folding undoes what NFKC composed (Unicode 3.13, D146).
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = folded.replace("i\u0307", "i").replace("\u0131", "i")
+    return between.sub(" ", unseen.sub("", folded)).strip()
+
+
+class Held:
+    """The texts of an evaluation set by the hashes of both forms, and which of them a corpus has.
+
+    Args:
+        queries, passages: texts and the languages of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        queries: tuple[Iterable[str], Sequence[str]],
+        passages: tuple[Iterable[str], Sequence[str]],
+    ) -> None:
+        self.name = name
+        self.languages = [np.array(languages) for _, languages in (queries, passages)]
+        hashes = [_both_hashes(texts) for texts, _ in (queries, passages)]
+        # [form][side]: of every text; sorted and distinct, to search in.
+        self.hashes = [[of_side[form] for of_side in hashes] for form in range(2)]
+        self.keys = [[np.unique(hashes_B) for hashes_B in of_form] for of_form in self.hashes]
+        self.met = [[np.zeros(len(keys), bool) for keys in of_form * 2] for of_form in self.keys]
+        self.rows: list[list[NDArray[np.int64]]] = []  # [form][kind, and any]: by language
+        self.examples: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+
+    def look(
+        self, begin: int, texts: list[list[str]], hashes: list[NDArray[np.uint64]], corpus: ParallelCorpus
+    ) -> None:
+        """Count the rows from `begin` on that have one of the set's texts; of their normalised hashes."""
+        language_B = corpus.language_V[begin : begin + len(texts[0])]
+        if not self.rows:
+            self.rows = [[np.zeros(len(corpus.languages), np.int64) for _ in (*KINDS, "any")] for _ in FORMS]
+        any_FB = np.zeros((2, len(language_B)), bool)
+        for kind, name in enumerate(KINDS):
+            own = kind // 2
+            normal_B = self._meet(1, kind, hashes[own])
+            places = np.flatnonzero(normal_B)
+            exact_B = np.zeros(len(normal_B), bool)
+            if len(places):  # what is equal is equal when normalised
+                exact = [text_hash(texts[own][place]) for place in places]
+                exact_B[places] = self._meet(0, kind, np.array(exact, np.uint64))
+            for form, found_B in enumerate((exact_B, normal_B)):
+                self.rows[form][kind] += np.bincount(language_B[found_B], minlength=len(corpus.languages))
+                any_FB[form] |= found_B
+            for place in places[: EXAMPLES - len(self.examples[name])].tolist():
+                self.examples[name].append(
+                    {
+                        "text": texts[own][place],
+                        "exact": bool(exact_B[place]),
+                        **example(corpus, begin + place),
+                    }
+                )
+        for form, found_B in enumerate(any_FB):
+            self.rows[form][-1] += np.bincount(language_B[found_B], minlength=len(corpus.languages))
+
+    def _meet(self, form: int, kind: int, hash_B: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        keys = self.keys[form][kind % 2]
+        if not len(keys):
+            return np.zeros(len(hash_B), bool)
+        place_B = np.minimum(np.searchsorted(keys, hash_B), len(keys) - 1)
+        found_B = keys[place_B] == hash_B
+        found_B &= hash_B != EMPTY
+        self.met[form][kind][place_B[found_B]] = True
+        return found_B
+
+    def found(self, corpus: ParallelCorpus) -> dict[str, Any]:
+        """Rows of the corpus and texts of the set that are equal, for every pair of sides, by language."""
+        told: dict[str, Any] = {
+            "name": self.name,
+            "queries": len(self.languages[0]),
+            "passages": len(self.languages[1]),
+        }
+        for form, form_name in enumerate(FORMS):
+            told[form_name] = {}
+            for kind, name in enumerate(KINDS):
+                theirs = kind % 2
+                keys, met = self.keys[form][theirs], self.met[form][kind]
+                met_B = np.isin(self.hashes[form][theirs], keys[met])
+                counts = dict(zip(*np.unique(self.languages[theirs][met_B], return_counts=True), strict=True))
+                told[form_name][name] = {
+                    **self._rows(corpus, form, kind),
+                    "evaluation_texts": int(met_B.sum()),
+                    "evaluation_languages": {str(tag): int(count) for tag, count in counts.items()},
+                }
+            told[form_name]["any"] = self._rows(corpus, form, -1)
+        told["examples"] = {kind: of for kind, of in self.examples.items() if of}
+        return told
+
+    def _rows(self, corpus: ParallelCorpus, form: int, kind: int) -> dict[str, Any]:
+        rows_L = self.rows[form][kind]
+        return {
+            "rows": int(rows_L.sum()),
+            "languages": {tag: int(rows) for tag, rows in zip(corpus.languages, rows_L, strict=True) if rows},
+        }
+
+
+def read(named: str, languages: list[str]) -> Held:
+    """An evaluation set by what the command line calls it: NAME, NAME=FOLDER, or a file or folder.
+
+    Args:
+        languages: of the corpus; of MIRACL on the hub, these alone are read.
+
+    Errors are those of :func:`hybridfast.evaluation.readers.load`.
+    """
+    name, _, folder = (named, "", "") if Path(named).exists() else named.partition("=")
+    of_hub = (
+        [tag for tag in languages if tag in miracl.LANGUAGES] if name == "miracl" and not folder else None
+    )
+    found = readers.load(name, folder or None, languages=of_hub)
+    return Held(
+        found.name,
+        (found.queries, found.query_languages),
+        (found.passages, found.passage_languages),
+    )
+
+
+def held_rows(corpus: ParallelCorpus, name: str) -> Held:
+    """Rows of a corpus as such a set: those that training leaves out."""
+
+    def column(side: str) -> Iterable[str]:
+        for batch in corpus.table.to_batches(max_chunksize=CHUNK):
+            yield from batch.column(side).to_pylist()
+
+    languages = np.array(corpus.languages)[corpus.language_V]
+    return Held(name, (column("query"), languages), (column("passage"), languages))  # type: ignore[arg-type]
+
+
+def overlap(corpus: ParallelCorpus, sets: Sequence[Held], *, progress: bool = True) -> list[dict[str, Any]]:
+    """What each of the sets has in common with the corpus, which is read once."""
+    bar = tqdm(
+        total=len(corpus), desc="comparing", unit=" rows", leave=False, disable=None if progress else True
+    )
+    begin = 0
+    with bar:
+        for batch in corpus.table.to_batches(max_chunksize=CHUNK):
+            texts = [batch.column(side).to_pylist() for side in ("query", "passage")]
+            hashes = [_hashes(map(normalised, of_side)) for of_side in texts]
+            for held in sets:
+                held.look(begin, texts, hashes, corpus)
+            begin += batch.num_rows
+            bar.update(batch.num_rows)
+    return [held.found(corpus) for held in sets]
+
+
+EMPTY = np.uint64(text_hash(""))  # of punctuation alone, normalised: no such texts are equal
+
+
+def _both_hashes(texts: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    pairs = np.array([(text_hash(text), text_hash(normalised(text))) for text in texts], np.uint64)
+    exact_B, normal_B = pairs.reshape(-1, 2).T
+    return exact_B, normal_B
+
+
+def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
+    return np.fromiter(map(text_hash, texts), np.uint64)
