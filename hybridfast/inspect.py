@@ -67,8 +67,8 @@ class InspectConfig(ModelSettings):
     )
     against: list[str] | None = setting(
         None,
-        "Evaluation sets whose texts should not be trained on: xquad-r, mlqa-r, miracl, beir, cldr, each with "
-        "=FOLDER or else from the hub, or files or folders of rows, or folders like BEIR's.",
+        "Evaluation sets whose texts should not be trained on: xquad-r, mlqa-r, miracl, beir, cldr, each "
+        "with =FOLDER or else from the hub, or files or folders of rows, or folders like BEIR's.",
     )
 
     def __post_init__(self) -> None:

@@ -179,9 +179,9 @@ def _times(
     reference: int,
 ) -> list[float | None]:
     """Each language's tokens over the reference's, in the groups that have both; None where none has."""
-    _, group_R = np.unique(group_R, return_inverse=True)
-    net_GL = np.full((int(group_R.max()) + 1, languages), -1, np.int64)
-    net_GL[group_R, language_R] = net_R
+    _, place_R = np.unique(group_R, return_inverse=True)
+    net_GL = np.full((int(place_R.max()) + 1, languages), -1, np.int64)
+    net_GL[place_R, language_R] = net_R
     own_GL, both_GL = net_GL[:, [reference]], (net_GL >= 0) & (net_GL[:, [reference]] >= 0)
     tokens_L = np.where(both_GL, net_GL, 0).sum(axis=0)
     theirs_L = np.where(both_GL, own_GL, 0).sum(axis=0)
@@ -199,12 +199,9 @@ def _probe(corpus: ParallelCorpus) -> str:
 
 def _own_limit(model: SentenceTransformer) -> int | None:
     """What ``--max_query_length`` and ``--max_passage_length`` can be at most; None: they cannot be set."""
-    limits = [
-        module.max_seq_length
-        for module in model.modules()
-        if hasattr(module, "query_length") and module.max_seq_length is not None
-    ]
-    return int(min(limits)) if limits and min(limits) < MANY else None
+    inputs: list[Any] = [module for module in model.modules() if hasattr(module, "query_length")]
+    limits = [int(module.max_seq_length) for module in inputs if module.max_seq_length is not None]
+    return min(limits) if limits and min(limits) < MANY else None
 
 
 def _lift_limits(model: SentenceTransformer) -> None:

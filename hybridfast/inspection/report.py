@@ -17,6 +17,11 @@ SHOWN = 60  # characters of an example
 # What is worth a note, as shares: truncated texts are told where the 99 % quantile is cut.
 TRUNCATED, UNKNOWN, MANY_TOKENS, FEW_GROUPS = 0.01, 0.01, 2.0, 0.5
 SHARED, UNTRANSLATED = 0.01, 0.05
+UNLIKE = {
+    "query_equals_passage": "queries that equal their passage",
+    "query_without_letters": "queries without a letter or digit",
+    "passage_without_letters": "passages without a letter or digit",
+}
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -31,8 +36,8 @@ def text(found: Mapping[str, Any]) -> str:
     if found["tokens"]:
         parts += [_tokens(found["tokens"], side) for side in SIDES]
     parts += [_duplicates(found["duplicates"]), *map(_against, found["against"])]
-    worries = found["notes"] or ["nothing"]
-    parts.append("What should worry you:\n" + "\n".join(f"- {note}" for note in worries))
+    worries = [line for note in found["notes"] or ["nothing"] for line in _folded(f"- {note}", "  ")]
+    parts.append("\n".join(["What should worry you:", *worries]))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -67,7 +72,8 @@ def _languages(found: Mapping[str, Any]) -> str:
     kept = {number: groups for number, groups in numbers.items() if groups}
     shares = [f"{number}: {groups:,} ({_percent(groups / of['groups'])})" for number, groups in kept.items()]
     title = "Languages, and characters of their texts: mean, 99 % have no more, longest:"
-    return "\n".join([title, _table(cells), *_folded("Groups by their number of languages: " + ", ".join(shares))])
+    last = _folded("Groups by their number of languages: " + ", ".join(shares))
+    return "\n".join([title, _table(cells), *last])
 
 
 def _spread(of: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -157,7 +163,10 @@ def _tokens(of: Mapping[str, Any], side: str) -> str:
                 "" if times is None else f"{times:.2f}",
             ]
         )
-    return f"{title}\n{_table(cells)}"
+    lines = [f"Tokens of a {side}, {limit}, {around}; {which}:", _table(cells)]
+    if here["limit"] and here["all"]["p99"] <= here["limit"]:
+        lines.append(f"--max_{side}_length {here['all']['p99']:,} would keep 99 % of them whole")
+    return "\n".join(lines)
 
 
 def _duplicates(of: Mapping[str, Any]) -> str:
@@ -187,36 +196,25 @@ def _duplicates(of: Mapping[str, Any]) -> str:
         told = [f"{names} {n:,}" for names, n in sorted(pairs.items(), key=lambda pair: -pair[1])]
         lines += _folded(f"Passages that two sources have in common: {_several(told)}")
     differing = of["queries_of_several_items_with_different_passages"]
-    for count, rest, examples in (
+    for count, what, examples in (
         (
             differing["queries"],
-            "queries are asked by several items with different passages",
+            "queries asked by several items with different passages",
             differing["examples"],
         ),
-        (
-            of["query_equals_passage"]["rows"],
-            "queries equal their passage",
-            of["query_equals_passage"]["examples"],
-        ),
-        (
-            of["query_without_letters"]["rows"],
-            "queries have no letter or digit",
-            of["query_without_letters"]["examples"],
-        ),
-        (
-            of["passage_without_letters"]["rows"],
-            "passages have no letter or digit",
-            of["passage_without_letters"]["examples"],
-        ),
+        *((of[key]["rows"], what, of[key]["examples"]) for key, what in UNLIKE.items()),
     ):
         if count:
             one = examples[0]
             place = _place(one["of"][0] if "of" in one else one)
-            lines.append(f"{count:,} {rest}, such as {_quoted(one['text'])} ({place})")
+            lines.append(f"{count:,} {what}, such as {_quoted(one['text'])} ({place})")
     return "\n".join(lines)
 
 
 def _against(of: Mapping[str, Any]) -> str:
+    title = f"Against {of['name']}, {of['queries']:,} queries and {of['passages']:,} passages:"
+    if not of["normalised"]["any"]["rows"]:
+        return f"{title} no text in common"
     cells = [["", "exact: rows", "its texts", "normalised: rows", "its texts"]]
     for kind, name in (
         ("query_query", "queries equal to queries"),
@@ -274,7 +272,10 @@ def _notes_of_coverage(of: Mapping[str, Any], batches: Mapping[str, Any]) -> Ite
         )
     if len(of["languages"]) > 1 and not batches["cross_mixed"]["fills"]:
         groups = batches["cross_mixed"]["groups"]
-        yield f"batch_size {size:,} is an error unless alpha is 1: {groups:,} groups have two or more languages"
+        yield (
+            f"batch_size {size:,} is an error unless alpha is 1: {_counted(groups, 'group')} in two or more "
+            "languages"
+        )
     left_out = batches["cross_paired"]["left_out"]
     if left_out:
         pairs = len(of["languages"]) * (len(of["languages"]) - 1) // 2
@@ -294,12 +295,6 @@ def _notes_of_tokens(of: Mapping[str, Any]) -> Iterator[str]:
                     yield f"{note}99 % have no more than {row['p99']:,}, the model reads {most:,} at most"
                 else:
                     yield f"{note}--max_{side}_length {row['p99']:,} would keep 99 %"
-        whole = of[side]["all"]
-        if limit and whole["p99"] < limit // 2:
-            yield (
-                f"99 % of all {_plural(side)} have no more than {whole['p99']:,} of {limit:,} tokens: "
-                f"--max_{side}_length {whole['p99']:,} would bound the cost of the longest"
-            )
     by_language: dict[str, dict[str, Any]] = of["passage"]["languages"]
     unknown = {tag: row["unknown"] for tag, row in by_language.items() if row["unknown"] > UNKNOWN}
     if unknown:
@@ -309,7 +304,10 @@ def _notes_of_tokens(of: Mapping[str, Any]) -> Iterator[str]:
     many = {tag: factor for tag, factor in times.items() if factor > MANY_TOKENS}
     if many:
         told = _several([f"{tag} {factor:.1f}" for tag, factor in _falling(many)])
-        yield f"the tokenizer splits badly, into times the tokens of the same passages in {of['reference']}: {told}"
+        yield (
+            "the tokenizer splits these languages badly, into so many times the tokens of the same passages "
+            f"in {of['reference']}: {told}"
+        )
 
 
 def _notes_of_duplicates(found: Mapping[str, Any]) -> Iterator[str]:
@@ -328,18 +326,14 @@ def _notes_of_duplicates(found: Mapping[str, Any]) -> Iterator[str]:
         many = {tag: share for tag, share in untranslated.items() if share > UNTRANSLATED}
         if many:
             told = _several([f"{tag} {_percent(share)}" for tag, share in _falling(many)])
-            yield f"{name} that are the same in another language of their item, perhaps not translated: {told}"
+            yield f"{name} equal to those of another language of the item, perhaps not translated: {told}"
     differing = of["queries_of_several_items_with_different_passages"]
     if differing["rows"] > SHARED * found["coverage"]["rows"]:
         yield (
             f"{differing['queries']:,} queries are asked by several items with different passages: if all of "
             "these answer, give them one id"
         )
-    for key, what in (
-        ("query_equals_passage", "queries equal their passage: nothing is learned from them"),
-        ("query_without_letters", "queries have no letter or digit"),
-        ("passage_without_letters", "passages have no letter or digit"),
-    ):
+    for key, what in UNLIKE.items():
         if count := of[key]["rows"]:
             yield f"{count:,} {what}"
     for side in SIDES:
@@ -351,7 +345,7 @@ def _notes_of_overlap(sets: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for of in sets:
         normalised, exact = (of[form]["any"]["rows"] for form in ("normalised", "exact"))
         if normalised:
-            yield f"{normalised:,} rows have a text of {of['name']}, {exact:,} of them to the letter"
+            yield f"{_counted(normalised, 'row')} with a text of {of['name']}, {exact:,} to the letter"
 
 
 # --- words -------------------------------------------------------------------------------------------------
@@ -374,9 +368,13 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _folded(line: str) -> list[str]:
-    """A long line as several, the later ones indented."""
-    return textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent="    ", break_long_words=False)
+def _folded(line: str, indent: str = "    ") -> list[str]:
+    """A long line as several, the later ones indented; a figure keeps its percent sign."""
+    kept = line.replace(" %", "\u00a0%")
+    lines = textwrap.wrap(
+        kept, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [part.replace("\u00a0%", " %") for part in lines]
 
 
 def _short(count: int) -> str:
