@@ -101,12 +101,9 @@ def _batches(of: Mapping[str, Any]) -> str:
     if mono["too_small"]:
         told = f"refused for {_several([f'{tag} {n:,}' for tag, n in mono['too_small'].items()])} groups"
     lines.append(f"monolingual: {told}; the largest batch_size is {mono['largest_batch_size']:,}")
-    for kind, name in (
-        ("cross_mixed", "cross mixed: groups in two or more languages"),
-        ("cross_same", "cross same: groups"),
-    ):
+    for kind, name in (("cross_mixed", "groups in two or more languages"), ("cross_same", "groups")):
         fills = "fill them" if of[kind]["fills"] else "are too few: refused"
-        lines.append(f"{name}, {of[kind]['groups']:,}, {fills}")
+        lines.append(f"{kind.replace('_', ' ')}: {of[kind]['groups']:,} {name} {fills}")
     left_out = [f"{'-'.join(pair['languages'])} {pair['groups']:,}" for pair in paired["left_out"]]
     told = f"left out {_several(left_out)}" if left_out else "all pairs of languages fill them"
     lines.append(f"cross paired: {told if paired['fills'] else 'no pair of languages fills one: refused'}")
@@ -128,28 +125,13 @@ def _sources(of: Mapping[str, Any]) -> str:
 
 def _tokens(of: Mapping[str, Any], side: str) -> str:
     here, reference = of[side], of["reference"]
-    which = (
-        "all rows"
-        if of["rows"] == of["of_rows"]
-        else f"{of['rows']:,} of {of['of_rows']:,} rows, evenly spread"
-    )
+    which = "all rows"
+    if of["rows"] < of["of_rows"]:
+        which = f"{of['rows']:,} of {of['of_rows']:,} rows, evenly spread"
     limit = f"cut at {here['limit']:,}" if here["limit"] else "never cut"
-    title = f"Tokens of a {side}, {limit}, {here['prompt_and_special_tokens']} of prompt and special tokens; {which}:"
-    cells = [
-        [
-            "",
-            "texts",
-            "mean",
-            "50 %",
-            "90 %",
-            "99 %",
-            "longest",
-            "cut",
-            "unknown",
-            "per char",
-            f"x {reference}",
-        ]
-    ]
+    around = f"{here['prompt_and_special_tokens']} of prompt and special tokens"
+    names = ["texts", "mean", "50 %", "90 %", "99 %", "longest", "cut", "unknown", "per char"]
+    cells = [["", *names, f"x {reference}"]]
     for language, row in {**here["languages"], "all": here["all"]}.items():
         times = row.get("times_reference")
         cells.append(
@@ -183,8 +165,8 @@ def _duplicates(of: Mapping[str, Any]) -> str:
         ):
             cells[-1].append(f"{row[key]:,} {_percent(row[key] / row['rows']):>7}")
     lines = [
-        "Equal texts: repeats of an earlier row, in another language of its item, another item, another source;",
-        "rows that have theirs in common with other items",
+        "Equal texts: rows that repeat another one's, the nearest in another language of the item, in another",
+        "item of the source, in another source; and rows that share theirs with other items:",
         _table(cells),
     ]
     for side, name in (("query", "queries"), ("passage", "passages")):
@@ -226,17 +208,12 @@ def _against(of: Mapping[str, Any]) -> str:
         row = [name]
         for form in ("exact", "normalised"):
             found = of[form][kind]
-            row += [
-                f"{found['rows']:,}",
-                f"{found['evaluation_texts']:,}" if "evaluation_texts" in found else "",
-            ]
+            theirs = found.get("evaluation_texts")
+            row += [f"{found['rows']:,}", "" if theirs is None else f"{theirs:,}"]
         cells.append(row)
-    lines = [f"Against {of['name']}: {of['queries']:,} queries, {of['passages']:,} passages", _table(cells)]
-    languages = of["normalised"]["any"]["languages"]
-    if languages:
-        lines += _folded(
-            "Rows by language: " + ", ".join(f"{tag} {rows:,}" for tag, rows in languages.items())
-        )
+    languages = of["normalised"]["any"]["languages"].items()
+    told = ", ".join(f"{tag} {rows:,}" for tag, rows in languages)
+    lines = [title, _table(cells), *_folded(f"Rows by language: {told}")]
     for kind, examples in of["examples"].items():
         sides = kind.replace("_", " of the data is a ", 1)
         lines += [f"  {sides}: {_quoted(one['text'])} ({_place(one)})" for one in examples[:2]]
@@ -264,11 +241,11 @@ def _notes_of_coverage(of: Mapping[str, Any], batches: Mapping[str, Any]) -> Ite
         yield f"languages in less than half of the groups: {told}"
     size = batches["batch_size"]
     if not batches["mono"]["fills"]:
-        small = batches["mono"]["too_small"]
+        small, most = batches["mono"]["too_small"], batches["mono"]["largest_batch_size"]
+        smaller = f"take --batch_size {most:,} or " if most > 1 else ""
         yield (
             f"batch_size {size:,} is an error unless alpha is 0: {_several(list(small))} cannot fill a "
-            f"monolingual batch; take --batch_size {batches['mono']['largest_batch_size']:,} or leave them out "
-            "by --languages"
+            f"monolingual batch; {smaller}leave them out by --languages"
         )
     if len(of["languages"]) > 1 and not batches["cross_mixed"]["fills"]:
         groups = batches["cross_mixed"]["groups"]
@@ -287,7 +264,8 @@ def _notes_of_tokens(of: Mapping[str, Any]) -> Iterator[str]:
         limit = of[side]["limit"]
         for language, row in of[side]["languages"].items():
             if limit and row["truncated"] > TRUNCATED:
-                note = f"{_percent(row['truncated'])} of {language} {_plural(side)} are longer than {limit:,} tokens: "
+                share = f"{_percent(row['truncated'])} of {language} {_plural(side)}"
+                note = f"{share} are longer than {limit:,} tokens: "
                 most = of["longest_that_the_model_reads"]
                 if most is None or limit >= most:
                     yield f"{note}99 % have no more than {row['p99']:,}, the model reads {limit:,}"
