@@ -13,14 +13,16 @@ __all__ = ["notes", "text"]
 WIDTH = 100
 SOURCES = 20  # in a table; all of them are in the JSON
 LISTED = 6  # languages or pairs in a note
+WORST = 3  # languages whose texts are cut, a note each
 SHOWN = 60  # characters of an example
 # What is worth a note, as shares: truncated texts are told where the 99 % quantile is cut.
 TRUNCATED, UNKNOWN, MANY_TOKENS, FEW_GROUPS = 0.01, 0.01, 2.0, 0.5
 SHARED, UNTRANSLATED = 0.01, 0.05
+DIFFERING = "rows whose query other items have with another passage"
 UNLIKE = {
-    "query_equals_passage": "queries that equal their passage",
-    "query_without_letters": "queries without a letter or digit",
-    "passage_without_letters": "passages without a letter or digit",
+    "query_equals_passage": "rows whose query equals their passage",
+    "query_without_letters": "rows whose query has no letter or digit",
+    "passage_without_letters": "rows whose passage has no letter or digit",
 }
 
 
@@ -165,38 +167,34 @@ def _duplicates(of: Mapping[str, Any]) -> str:
         ):
             cells[-1].append(f"{row[key]:,} {_percent(row[key] / row['rows']):>7}")
     lines = [
-        "Equal texts: rows that repeat another one's, the nearest in another language of the item, in another",
-        "item of the source, in another source; and rows that share theirs with other items:",
+        "Equal texts: rows that repeat another one's, in another language of the item, in another item of",
+        "the source, in another source; and rows that share theirs with other items:",
         _table(cells),
     ]
     for side, name in (("query", "queries"), ("passage", "passages")):
         for most in of[name]["most_shared"]:
             where = ", ".join(map(_place, most["of"]))
-            lines.append(f"  {side} of {most['items']:,} items: {_quoted(most['text'])} ({where})")
+            lines += _folded(f"  {side} of {most['items']:,} items: {_quoted(most['text'])} ({where})")
     pairs = of["passages"]["texts_shared_by_sources"]
     if pairs:
         told = [f"{names} {n:,}" for names, n in sorted(pairs.items(), key=lambda pair: -pair[1])]
         lines += _folded(f"Passages that two sources have in common: {_several(told)}")
     differing = of["queries_of_several_items_with_different_passages"]
     for count, what, examples in (
-        (
-            differing["queries"],
-            "queries asked by several items with different passages",
-            differing["examples"],
-        ),
+        (differing["rows"], DIFFERING, differing["examples"]),
         *((of[key]["rows"], what, of[key]["examples"]) for key, what in UNLIKE.items()),
     ):
         if count:
             one = examples[0]
             place = _place(one["of"][0] if "of" in one else one)
-            lines.append(f"{count:,} {what}, such as {_quoted(one['text'])} ({place})")
+            lines += _folded(f"{count:,} {what}: {_quoted(one['text'])} ({place})")
     return "\n".join(lines)
 
 
 def _against(of: Mapping[str, Any]) -> str:
     title = f"Against {of['name']}, {of['queries']:,} queries and {of['passages']:,} passages:"
     if not of["normalised"]["any"]["rows"]:
-        return f"{title} no text in common"
+        return "\n".join(_folded(f"{title} no text in common"))
     cells = [["", "exact: rows", "its texts", "normalised: rows", "its texts"]]
     for kind, name in (
         ("query_query", "queries equal to queries"),
@@ -213,10 +211,11 @@ def _against(of: Mapping[str, Any]) -> str:
         cells.append(row)
     languages = of["normalised"]["any"]["languages"].items()
     told = ", ".join(f"{tag} {rows:,}" for tag, rows in languages)
-    lines = [title, _table(cells), *_folded(f"Rows by language: {told}")]
+    lines = [*_folded(title), _table(cells), *_folded(f"Rows by language: {told}")]
     for kind, examples in of["examples"].items():
         sides = kind.replace("_", " of the data is a ", 1)
-        lines += [f"  {sides}: {_quoted(one['text'])} ({_place(one)})" for one in examples[:2]]
+        for one in examples[:2]:
+            lines += _folded(f"  {sides}: {_quoted(one['text'])} ({_place(one)})")
     return "\n".join(lines)
 
 
@@ -261,18 +260,19 @@ def _notes_of_coverage(of: Mapping[str, Any], batches: Mapping[str, Any]) -> Ite
 
 def _notes_of_tokens(of: Mapping[str, Any]) -> Iterator[str]:
     for side in SIDES:
-        limit = of[side]["limit"]
-        for language, row in of[side]["languages"].items():
-            if limit and row["truncated"] > TRUNCATED:
-                share = f"{_percent(row['truncated'])} of {language} {_plural(side)}"
-                note = f"{share} are longer than {limit:,} tokens: "
-                most = of["longest_that_the_model_reads"]
-                if most is None or limit >= most:
-                    yield f"{note}99 % have no more than {row['p99']:,}, the model reads {limit:,}"
-                elif row["p99"] > most:
-                    yield f"{note}99 % have no more than {row['p99']:,}, the model reads {most:,} at most"
-                else:
-                    yield f"{note}--max_{side}_length {row['p99']:,} would keep 99 %"
+        limit, most = of[side]["limit"], of["longest_that_the_model_reads"]
+        cut = {tag: row["truncated"] for tag, row in of[side]["languages"].items()}
+        worst = _falling({tag: share for tag, share in cut.items() if share > TRUNCATED})
+        for language, share in worst[:WORST]:
+            note = f"{_percent(share)} of {language} {_plural(side)} are longer than {limit:,} tokens: "
+            kept = of[side]["languages"][language]["p99"]
+            if most is None or kept > most:
+                yield f"{note}99 % have no more than {kept:,}, the model reads {most or limit:,} at most"
+            else:
+                yield f"{note}--max_{side}_length {kept:,} would keep 99 %"
+        if more := worst[WORST:]:
+            told = ", ".join(f"{tag} {_percent(share)}" for tag, share in more)
+            yield f"{_plural(side)} longer than {limit:,} tokens also: {told}"
     by_language: dict[str, dict[str, Any]] = of["passage"]["languages"]
     unknown = {tag: row["unknown"] for tag, row in by_language.items() if row["unknown"] > UNKNOWN}
     if unknown:
@@ -307,10 +307,7 @@ def _notes_of_duplicates(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} equal to those of another language of the item, perhaps not translated: {told}"
     differing = of["queries_of_several_items_with_different_passages"]
     if differing["rows"] > SHARED * found["coverage"]["rows"]:
-        yield (
-            f"{differing['queries']:,} queries are asked by several items with different passages: if all of "
-            "these answer, give them one id"
-        )
+        yield (f"{differing['rows']:,} {DIFFERING}: if all of these answer, give them one id")
     for key, what in UNLIKE.items():
         if count := of[key]["rows"]:
             yield f"{count:,} {what}"
