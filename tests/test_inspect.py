@@ -55,14 +55,15 @@ def test_all_of_it(data: Path, tiny_xlm_r: Path, tmp_path: Path, capsys: pytest.
     lines = out.splitlines()
     assert lines[0] == ("rows.jsonl: 23 rows to train on, 10 groups of 10 items, 3 languages, 2 sources")
     assert lines[1] == "Not trained on: 4 rows of the split dev, 0 of test"
-    assert "tr      3     30.0 %    7.0     7        7     16.0    26       26" in lines
+    assert "tr      3     30.0 %    7.0     7        7     17.3    26       26" in lines
     assert "Groups by their number of languages: 2: 7 (70.0 %), 3: 3 (30.0 %)" in lines
     assert "tr   3   3   3" in lines
     assert "  monolingual: refused for tr 3 groups; the largest batch_size is 3" in lines
     assert "  cross mixed: 10 groups in two or more languages fill them" in lines
     assert "  cross paired: left out de-tr 3, en-tr 3" in lines
-    # 2 to 10 words (and the tag), and <s> and </s>; five of ten are longer than 9.
-    assert "de      10   8.3     8    12    13       13  40.0 %   11.9 %      0.14  1.00" in lines
+    # 4 to 13 with <s> and </s>, 85 in all: four of ten are longer than 9, "same" alone is not in the vocabulary.
+    assert "de      10   8.5     8    12    13       13  40.0 %    1.2 %      0.14  1.00" in lines
+    assert "tr       3   5.0     5     6     6        6   0.0 %   20.0 %      0.17  1.00" in lines
     assert "Against held_out.jsonl, 1 queries and 1 passages:" in lines
     assert "queries equal to queries              0          0                 1          1" in lines
     worries = out[out.index("What should worry you:") :].replace("\n  ", " ").splitlines()

@@ -122,7 +122,7 @@ def test_sets_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["normalised"]["query_query"]["rows"] == 1
     with pytest.raises(FileNotFoundError, match=r"XQuAD-R folder .*none does not exist"):
         read(f"xquad-r={tmp_path / 'none'}", ["en"])
-    with pytest.raises(ValueError, match="dataset must be .* got 'squad'"):
+    with pytest.raises(ValueError, match=r"dataset must be .* got 'squad'"):
         read("squad", ["en"])
 
 
