@@ -17,12 +17,14 @@ from tqdm import tqdm
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.tokens import text_hash
 from hybridfast.evaluation import miracl, readers
+from hybridfast.inspection.containment import Contained
 from hybridfast.inspection.duplicates import EXAMPLES, example
 
 __all__ = ["Held", "held_rows", "normalised", "overlap", "read"]
 
 CHUNK = 16_384  # rows looked at together
 FORMS = ("exact", "normalised")
+INNER = ("query_in_passage", "passage_in_passage")  # the set's, the corpus's
 KINDS = ("query_query", "query_passage", "passage_query", "passage_passage")  # the corpus's, the set's
 
 
@@ -70,21 +72,30 @@ class Held:
     ) -> None:
         self.name = name
         self.languages = [np.array(languages) for _, languages in (queries, passages)]
-        hashes = [_both_hashes(texts) for texts, _ in (queries, passages)]
+        hashes, inner = zip(*(_hashed(texts) for texts, _ in (queries, passages)), strict=True)
         # [form][side]: of every text; sorted and distinct, to search in.
         self.hashes = [[of_side[form] for of_side in hashes] for form in range(2)]
         self.keys = [[np.unique(hashes_B) for hashes_B in of_form] for of_form in self.hashes]
         self.met = [[np.zeros(len(keys), bool) for keys in of_form * 2] for of_form in self.keys]
+        self.inner = [Contained(list(texts)) for texts in inner]
+        self.inner_hashes = [_hashes(texts) for texts in inner]
+        self.inside = [np.zeros(len(texts), bool) for texts in inner]
         self.rows: list[list[NDArray[np.int64]]] = []  # [form][kind, and any]: by language
-        self.examples: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+        self.examples: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*KINDS, *INNER)}
 
     def look(
-        self, begin: int, texts: list[list[str]], hashes: list[NDArray[np.uint64]], corpus: ParallelCorpus
+        self,
+        begin: int,
+        texts: list[list[str]],
+        normal: list[list[str]],
+        hashes: list[NDArray[np.uint64]],
+        corpus: ParallelCorpus,
     ) -> None:
-        """Count the rows from `begin` on that have one of the set's texts; of their normalised hashes."""
+        """Count the rows from `begin` on that have one of the set's texts; `hashes` are of the `normal` ones."""
         language_B = corpus.language_V[begin : begin + len(texts[0])]
         if not self.rows:
-            self.rows = [[np.zeros(len(corpus.languages), np.int64) for _ in (*KINDS, "any")] for _ in FORMS]
+            kinds = ((*KINDS, "any"), (*KINDS, "any"), INNER)
+            self.rows = [[np.zeros(len(corpus.languages), np.int64) for _ in of_form] for of_form in kinds]
         any_FB = np.zeros((2, len(language_B)), bool)
         for kind, name in enumerate(KINDS):
             own = kind // 2
@@ -98,15 +109,18 @@ class Held:
                 self.rows[form][kind] += np.bincount(language_B[found_B], minlength=len(corpus.languages))
                 any_FB[form] |= found_B
             for place in places[: EXAMPLES - len(self.examples[name])].tolist():
-                self.examples[name].append(
-                    {
-                        "text": texts[own][place],
-                        "exact": bool(exact_B[place]),
-                        **example(corpus, begin + place),
-                    }
-                )
+                found = {"text": texts[own][place], "exact": bool(exact_B[place])}
+                self.examples[name].append(found | example(corpus, begin + place))
         for form, found_B in enumerate(any_FB):
             self.rows[form][-1] += np.bincount(language_B[found_B], minlength=len(corpus.languages))
+        for side, name in enumerate(INNER):
+            inside_B = np.zeros(len(language_B), bool)
+            for place, inner in self.inner[side].within(normal[1]):
+                inside_B[place] = self.inside[side][inner] = True
+                if len(self.examples[name]) < EXAMPLES:
+                    found = {"text": self.inner[side].names[inner], "exact": False}
+                    self.examples[name].append(found | example(corpus, begin + place))
+            self.rows[2][side] += np.bincount(language_B[inside_B], minlength=len(corpus.languages))
 
     def _meet(self, form: int, kind: int, hash_B: NDArray[np.uint64]) -> NDArray[np.bool_]:
         keys = self.keys[form][kind % 2]
@@ -126,20 +140,30 @@ class Held:
             "passages": len(self.languages[1]),
         }
         for form, form_name in enumerate(FORMS):
-            told[form_name] = {}
-            for kind, name in enumerate(KINDS):
-                theirs = kind % 2
-                keys, met = self.keys[form][theirs], self.met[form][kind]
-                met_B = np.isin(self.hashes[form][theirs], keys[met])
-                counts = dict(zip(*np.unique(self.languages[theirs][met_B], return_counts=True), strict=True))
-                told[form_name][name] = {
-                    **self._rows(corpus, form, kind),
-                    "evaluation_texts": int(met_B.sum()),
-                    "evaluation_languages": {str(tag): int(count) for tag, count in counts.items()},
-                }
+            told[form_name] = {
+                name: self._rows(corpus, form, kind)
+                | self._texts(
+                    kind % 2, self.hashes[form][kind % 2], self.keys[form][kind % 2][self.met[form][kind]]
+                )
+                for kind, name in enumerate(KINDS)
+            }
             told[form_name]["any"] = self._rows(corpus, form, -1)
+        told["contained"] = {
+            name: self._rows(corpus, 2, side)
+            | self._texts(side, self.hashes[1][side], self.inner_hashes[side][self.inside[side]])
+            for side, name in enumerate(INNER)
+        }
         told["examples"] = {kind: of for kind, of in self.examples.items() if of}
         return told
+
+    def _texts(self, side: int, hashes_B: NDArray[np.uint64], met: NDArray[np.uint64]) -> dict[str, Any]:
+        """How many of the set's texts have a hash that was met, by language."""
+        met_B = np.isin(hashes_B, met)
+        counts = zip(*np.unique(self.languages[side][met_B], return_counts=True), strict=True)
+        return {
+            "evaluation_texts": int(met_B.sum()),
+            "evaluation_languages": {str(tag): int(count) for tag, count in counts},
+        }
 
     def _rows(self, corpus: ParallelCorpus, form: int, kind: int) -> dict[str, Any]:
         rows_L = self.rows[form][kind]
@@ -181,7 +205,11 @@ def held_rows(corpus: ParallelCorpus, name: str) -> Held:
 
 
 def overlap(corpus: ParallelCorpus, sets: Sequence[Held], *, progress: bool = True) -> list[dict[str, Any]]:
-    """What each of the sets has in common with the corpus, which is read once."""
+    """What each of the sets has in common with the corpus, which is read once.
+
+    Equal texts of any two sides, exact and normalised; and, normalised, texts of the set inside of longer
+    passages of the corpus, from `hybridfast.inspection.containment.WINDOW` bytes of UTF-8 on.
+    """
     bar = tqdm(
         total=len(corpus), desc="comparing", unit=" rows", leave=False, disable=None if progress else True
     )
@@ -189,9 +217,10 @@ def overlap(corpus: ParallelCorpus, sets: Sequence[Held], *, progress: bool = Tr
     with bar:
         for batch in corpus.table.to_batches(max_chunksize=CHUNK):
             texts = [batch.column(side).to_pylist() for side in ("query", "passage")]
-            hashes = [_hashes(map(normalised, of_side)) for of_side in texts]
+            normal = [[normalised(text) for text in of_side] for of_side in texts]
+            hashes = [_hashes(of_side) for of_side in normal]
             for held in sets:
-                held.look(begin, texts, hashes, corpus)
+                held.look(begin, texts, normal, hashes, corpus)
             begin += batch.num_rows
             bar.update(batch.num_rows)
     return [held.found(corpus) for held in sets]
@@ -200,10 +229,18 @@ def overlap(corpus: ParallelCorpus, sets: Sequence[Held], *, progress: bool = Tr
 EMPTY = np.uint64(text_hash(""))  # of punctuation alone, normalised: no such texts are equal
 
 
-def _both_hashes(texts: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    pairs = np.array([(text_hash(text), text_hash(normalised(text))) for text in texts], np.uint64)
-    exact_B, normal_B = pairs.reshape(-1, 2).T
-    return exact_B, normal_B
+def _hashed(
+    texts: Iterable[str],
+) -> tuple[tuple[NDArray[np.uint64], NDArray[np.uint64]], dict[str, None]]:
+    """The hashes of both forms, and the distinct normalised texts."""
+    exact, normal = [], []
+    distinct: dict[str, None] = {}
+    for text in texts:
+        form = normalised(text)
+        exact.append(text_hash(text))
+        normal.append(text_hash(form))
+        distinct[form] = None
+    return (np.array(exact, np.uint64), np.array(normal, np.uint64)), distinct
 
 
 def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:

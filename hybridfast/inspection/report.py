@@ -19,6 +19,10 @@ SHOWN = 60  # characters of an example
 TRUNCATED, UNKNOWN, MANY_TOKENS, FEW_GROUPS = 0.01, 0.01, 2.0, 0.5
 SHARED, UNTRANSLATED = 0.01, 0.05
 DIFFERING = "rows whose query other items have with another passage"
+INSIDE = {
+    "query_in_passage": "passages that contain a query",
+    "passage_in_passage": "passages that contain a passage",
+}
 UNLIKE = {
     "query_equals_passage": "rows whose query equals their passage",
     "query_without_letters": "rows whose query has no letter or digit",
@@ -193,7 +197,7 @@ def _duplicates(of: Mapping[str, Any]) -> str:
 
 def _against(of: Mapping[str, Any]) -> str:
     title = f"Against {of['name']}, {of['queries']:,} queries and {of['passages']:,} passages:"
-    if not of["normalised"]["any"]["rows"]:
+    if not of["normalised"]["any"]["rows"] and not any(kind["rows"] for kind in of["contained"].values()):
         return "\n".join(_folded(f"{title} no text in common"))
     cells = [["", "exact: rows", "its texts", "normalised: rows", "its texts"]]
     for kind, name in (
@@ -209,11 +213,16 @@ def _against(of: Mapping[str, Any]) -> str:
             theirs = found.get("evaluation_texts")
             row += [f"{found['rows']:,}", "" if theirs is None else f"{theirs:,}"]
         cells.append(row)
+    for kind, name in INSIDE.items():
+        found = of["contained"][kind]
+        cells.append([name, "", "", f"{found['rows']:,}", f"{found['evaluation_texts']:,}"])
     languages = of["normalised"]["any"]["languages"].items()
     told = ", ".join(f"{tag} {rows:,}" for tag, rows in languages)
-    lines = [*_folded(title), _table(cells), *_folded(f"Rows by language: {told}")]
+    lines = [*_folded(title), _table(cells)]
+    if told:
+        lines += _folded(f"Rows with an equal text, by language: {told}")
     for kind, examples in of["examples"].items():
-        sides = kind.replace("_", " of the data is a ", 1)
+        sides = INSIDE.get(kind) or kind.replace("_", " of the data, a ") + " of the set"
         for one in examples[:2]:
             lines += _folded(f"  {sides}: {_quoted(one['text'])} ({_place(one)})")
     return "\n".join(lines)
@@ -321,6 +330,9 @@ def _notes_of_overlap(sets: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         normalised, exact = (of[form]["any"]["rows"] for form in ("normalised", "exact"))
         if normalised:
             yield f"{_counted(normalised, 'row')} with a text of {of['name']}, {exact:,} to the letter"
+        for kind, what in INSIDE.items():
+            if rows := of["contained"][kind]["rows"]:
+                yield f"{rows:,} {what} of {of['name']}"
 
 
 # --- words -------------------------------------------------------------------------------------------------

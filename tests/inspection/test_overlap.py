@@ -106,6 +106,43 @@ def test_by_hand() -> None:
     }
 
 
+def test_inside_of_longer_passages() -> None:
+    question = "Where did the old king hide his golden crown"  # 44 bytes
+    sentence = "国王把他的金冠藏在哪里了呢我们都不知道"
+    held = Held(
+        "held out", ([question + "?", "Too short"], ["en", "en"]), ([sentence, sentence], ["zh", "ja"])
+    )
+    passages = [
+        ("en", f"They asked: “{question.upper()}?” Too short an answer."),
+        ("en", question),  # equal, not longer
+        ("en", question[:-1]),
+        ("zh", f"书上说：{sentence}。"),
+        ("zh", f"{question} - {sentence}"),
+    ]
+    text = ParallelCorpus.from_rows(
+        [
+            {"id": str(i), "lang": tag, "query": f"q{i}", "passage": words}
+            for i, (tag, words) in enumerate(passages)
+        ]
+    )
+    (found,) = overlap(text, [held])
+    inside = found["contained"]
+    assert inside["query_in_passage"] == {
+        "rows": 2,
+        "languages": {"en": 1, "zh": 1},
+        "evaluation_texts": 1,
+        "evaluation_languages": {"en": 1},
+    }
+    assert inside["passage_in_passage"] == {
+        "rows": 2,
+        "languages": {"zh": 2},
+        "evaluation_texts": 2,
+        "evaluation_languages": {"ja": 1, "zh": 1},
+    }
+    assert [one["id"] for one in found["examples"]["passage_in_passage"]] == ["3", "4"]
+    assert found["normalised"]["passage_query"]["rows"] == 1
+
+
 def test_nothing_in_common_and_an_empty_set() -> None:
     held = [Held("other", (["no"], ["en"]), (["none"], ["en"])), Held("empty", ([], []), ([], []))]
     for found in overlap(corpus(), held):
