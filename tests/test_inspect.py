@@ -65,7 +65,7 @@ def test_all_of_it(data: Path, tiny_xlm_r: Path, tmp_path: Path, capsys: pytest.
     assert "de      10   8.5     8    12    13       13  40.0 %    1.2 %      0.14  1.00" in lines
     assert "tr       3   5.0     5     6     6        6   0.0 %   20.0 %      0.17  1.00" in lines
     assert "Against held_out.jsonl, 1 queries and 1 passages:" in lines
-    assert f"{'queries equal to queries':<30}{0:>13}{0:>11}{1:>18}{1:>11}" in lines
+    assert f"{'queries equal to queries':<31}{0:>13}{0:>11}{1:>18}{1:>11}" in lines
     worries = out[out.index("What should worry you:") :].replace("\n  ", " ").splitlines()
     assert "- languages in less than half of the groups: tr 30.0 %" in worries
     assert (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -28,19 +27,20 @@ INNER = ("query_in_passage", "passage_in_passage")  # the set's, the corpus's
 KINDS = ("query_query", "query_passage", "passage_query", "passage_passage")  # the corpus's, the set's
 
 
-@lru_cache(1)
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Runs of punctuation and blanks; what is not to be seen at all."""
-    # By category, since re's \W counts the vowel signs of Hindi and Thai among what is between words.
-    between, unseen = [], []
-    for code in range(sys.maxunicode + 1):
-        category = unicodedata.category(chr(code))
+_GAP = re.compile(r"[\W_]+")  # whatever is no letter or digit; the vowel signs of Hindi and Thai are among it
+
+
+@lru_cache(65_536)  # few are different
+def _gap(run: str) -> str:
+    """What stands between letters, each run of punctuation and blanks as one blank, and nothing unseen."""
+    kept = ""
+    for character in run:
+        category = unicodedata.category(character)
         if category[0] in "PZ" or category == "Cc":
-            between.append(chr(code))
-        elif category == "Cf" or code == 0x0640:  # joiners, soft hyphens, marks of direction; Arabic's dash
-            unseen.append(chr(code))
-    between_words, nothing = (f"[{re.escape(''.join(characters))}]" for characters in (between, unseen))
-    return re.compile(f"{between_words}+"), re.compile(nothing)
+            kept += "" if kept.endswith(" ") else " "
+        elif category != "Cf":  # joiners, soft hyphens, marks of direction
+            kept += character
+    return kept
 
 
 def normalised(text: str) -> str:
@@ -50,11 +50,10 @@ def normalised(text: str) -> str:
     four i of Turkish are one, since their capitals cross those of other languages. Symbols, digits, accents
     and vowel signs count: C++ is not C.
     """
-    between, unseen = _patterns()
     # Folding undoes what NFKC composed (Unicode 3.13, D146).
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    folded = folded.replace("i\u0307", "i").replace("\u0131", "i")
-    return between.sub(" ", unseen.sub("", folded)).strip()
+    folded = folded.replace("i\u0307", "i").replace("\u0131", "i").replace("\u0640", "")
+    return _GAP.sub(lambda run: _gap(run[0]), folded).strip(" ")
 
 
 class Held:
@@ -91,7 +90,7 @@ class Held:
         hashes: list[NDArray[np.uint64]],
         corpus: ParallelCorpus,
     ) -> None:
-        """Count the rows from `begin` on that have one of the set's texts; `hashes` are of the `normal` ones."""
+        """Count the rows from `begin` on that have one of the set's texts; `hashes` are of `normal`."""
         language_B = corpus.language_V[begin : begin + len(texts[0])]
         if not self.rows:
             kinds = ((*KINDS, "any"), (*KINDS, "any"), INNER)
