@@ -1,0 +1,1 @@
+"""What is in a corpus, before anything is trained on it."""
