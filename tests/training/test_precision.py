@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridfast.encoder import loading
-from hybridfast.training import loop, precision
+from hybridfast.training import objective, precision
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
 from hybridfast.training.precision import Precision
@@ -68,7 +68,7 @@ def test_gradients_beyond_the_scale_are_no_bad_loss(model, tokens, monkeypatch):
         assert 1 <= train(model, tokens, config)["skipped_steps"] < 4
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert all(p.isfinite().all() for p in model.parameters())
-    monkeypatch.setattr(loop, "info_nce", lambda queries, *_, **__: queries.sum() * float("nan"))
+    monkeypatch.setattr(objective, "info_nce", lambda queries, *_, **__: queries.sum() * float("nan"))
     with pytest.raises(LossNotFinite, match="the loss is nan at step 1"):
         train(model, tokens, config)
 
