@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "simd/amx.h"
 #include "workspace.h"
 
 namespace hybridfast::simd {
@@ -19,7 +20,11 @@ std::vector<const TileKernels*> supported() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) levels.push_back(&avx512_kernels);
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) levels.push_back(&avx512bf16_kernels);
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (avx512bf16) levels.push_back(&avx512bf16_kernels);
+#ifdef HYBRIDFAST_AMX
+  if (avx512bf16 && amx_bf16()) levels.push_back(&amx_bf16_kernels);
+#endif
 #endif
   return levels;
 }
