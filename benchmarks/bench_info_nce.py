@@ -346,7 +346,9 @@ def main() -> None:
     if arguments.peak:
         peak_beyond(arguments.peak, arguments.rows[0], arguments.dims[0])
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, kernels {build_info()['simd']}")
+    info = build_info()
+    kernels = f"kernels {info['simd']}, for bf16 {info['simd_bfloat16']} (GFLOP/s: {info['simd_gflops']})"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kernels}")
     if "dense" in arguments.tables:
         table_dense(arguments.rows or [256, 1024, 4096, 8192, 16384, 32768], arguments.dims)
     if "both" in arguments.tables:

@@ -81,7 +81,8 @@ def main() -> None:
             limits[name].append(timed(torch.mm, left, right)[0] * len(part) / len(block))
     print(
         f"{len(queries):,} queries x {options.rows:,} passages x {options.depth}, best {options.k}, "
-        f"{threads} threads, {build_info()['simd']}; faiss {faiss.__version__}, torch {torch.__version__}\n"
+        f"{threads} threads, {build_info()['simd_bfloat16']}; faiss {faiss.__version__}, "
+        f"torch {torch.__version__}\n"
     )
     print("| way | seconds | GFLOP/s | x faiss |\n| --- | --: | --: | --: |")
     flop = 2.0 * len(queries) * len(passages) * options.depth

@@ -45,6 +45,7 @@ class Search {
         excluded_(excluded),
         best_(best),
         threads_(threads),
+        kernels_(filter ? simd::bfloat16_kernels() : simd::kernels()),
         filter_(filter && kernels_.multiply_pairs),
         capacity_(3 * best.count + kRoom),
         half_((queries.depth + 1) / 2),
@@ -288,12 +289,12 @@ class Search {
 
   std::size_t row_at(std::size_t place) const { return static_cast<std::size_t>(rows_[place]); }
 
-  const simd::TileKernels& kernels_ = simd::kernels();
   const Embeddings &queries_, &passages_;
   const std::span<const std::int64_t> rows_;
   const Excluded& excluded_;
   const TopK& best_;
   const int threads_;
+  const simd::TileKernels& kernels_;
   const bool filter_;
   const std::size_t capacity_;         // candidates of a query between one settling and the next
   const std::size_t half_;             // pairs of a row

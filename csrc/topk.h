@@ -27,10 +27,10 @@ struct TopK {
 
 // Searches the passages `rows`, which ascend. Embeddings are finite, and their inner products too.
 //
-// Scores are float32, summed as in ranks.h. Where the CPU multiplies bfloat16, most passages are left out by
-// products of rounded embeddings: such a product is off by no more than a known share of the norms, and what
-// could reach the k-th best by that is scored anew in float32. So the result does not depend on that, nor on
-// the number of threads. `filter` false: never so.
+// Scores are float32, summed as in ranks.h. Where the CPU is faster with bfloat16, most passages are left out
+// by products of rounded embeddings: such a product is off by no more than a known share of the norms, and
+// what could reach the k-th best by that is scored anew in float32. So the result does not depend on that,
+// nor on the number of threads. `filter` false: never so.
 //
 // Workspace: two packed blocks of at most 8 MB (or one panel) each, at most 64 MB of candidates (or those of
 // one panel of queries), and per thread a tile of scores.

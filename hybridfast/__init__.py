@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 # compiled module is: look for it there too.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from hybridfast._core import build_info
+from hybridfast._core import __version__, build_info
 
 if TYPE_CHECKING:
     from hybridfast.data.corpus import ParallelCorpus
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hybridfast.evaluation.ranks import gold_ranks
     from hybridfast.infonce.loss import InfoNCE, info_nce
 
-__version__: str = build_info()["version"]
 __all__ = [
     "Batch",
     "EvalSet",

@@ -3,7 +3,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__version__: str
+
 def build_info() -> dict[str, Any]: ...
+def take_over(rates: list[float], lead: float) -> int: ...
 def largest_norm(embeddings: NDArray[Any], threads: int) -> tuple[int, float]: ...
 def rank_counts(
     queries: NDArray[Any],

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <utility>
 
 #include "infonce/work.h"
 
@@ -167,7 +168,11 @@ Operands InfoNce::slice_scalars(std::size_t begin, std::size_t width, std::size_
     const float* next = j + 1 < count ? row_of(rows, first + j + 1, odd, begin, width) : zeros.data();
     kernels_.pair_rows(row, next, width, &store[j / 2 * width]);
   }
-  return {store.data(), 1, width, nullptr, steps};
+  if (!pairs_ || !kernels_.pairs_by_row) return {store.data(), 1, width, nullptr, steps};
+  Scratch turned(steps * width);
+  kernels_.transpose(store.data(), width, steps, width, turned.data(), steps);
+  store = std::move(turned);
+  return {store.data(), steps, 1, nullptr, steps};
 }
 
 // Lays the sums out as gradients, unless `sparsely` they are formed there, and takes them back through the

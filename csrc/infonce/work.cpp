@@ -28,7 +28,7 @@ InfoNce::InfoNce(const InfoNceProblem& problem, float* losses, const InfoNceGrad
       losses_(losses),
       gradients_(gradients),
       threads_(threads),
-      kernels_(simd::kernels()),
+      kernels_(problem.bfloat16 ? simd::bfloat16_kernels() : simd::kernels()),
       lanes_(kernels_.columns),
       lane_bits_(std::countr_zero(kernels_.columns)),
       pairs_(problem.bfloat16 && kernels_.multiply_pairs),

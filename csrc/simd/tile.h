@@ -125,6 +125,9 @@ struct TileKernels {
   void (*drop)(const Dropout& dropout, std::uint64_t row, std::uint32_t head, std::uint64_t first,
                const float* in, std::size_t count, float* out);
 
+  // Whether multiply_pairs takes scalars only by a step of 1, those of a row side by side.
+  bool pairs_by_row;
+
   static constexpr std::size_t kLevels = 12, kNearLevels = 4;
   static constexpr int kHalvings = 72;
 };
@@ -134,6 +137,9 @@ extern const TileKernels baseline_kernels;
 extern const TileKernels avx2_kernels;
 extern const TileKernels avx512_kernels;
 extern const TileKernels avx512bf16_kernels;
+#ifdef HYBRIDFAST_AMX
+extern const TileKernels amx_bf16_kernels;
+#endif
 #endif
 
 }  // namespace hybridfast::simd

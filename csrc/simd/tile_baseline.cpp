@@ -7,4 +7,5 @@
 const hybridfast::simd::TileKernels hybridfast::simd::baseline_kernels = {
     "baseline",   kRows,   kColumns,     score_tile, multiply<false>, nullptr, nullptr,          nullptr,
     nullptr,      logits,  exponentials, nullptr,    add_rows,        weigh,   survey,           select,
-    combine_rows, nullptr, dot,          project,    transpose,       softmax, softmax_gradient, drop};
+    combine_rows, nullptr, dot,          project,    transpose,       softmax, softmax_gradient, drop,
+    false};

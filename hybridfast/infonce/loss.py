@@ -66,7 +66,8 @@ def info_nce(
             Both directions, and backends other than "cpu", leave nothing out.
         compute_dtype: dtype in which factors of the products are rounded; sums are float32 or better. By
             default the inputs', or autocast's where it is on.
-        deterministic: the same bits on every call. The backends so far always are.
+        deterministic: the same bits on every call. The backends so far always are, within a process. On a CPU
+            its kernels are chosen by a measurement; those of HYBRIDFAST_SIMD give every process the same.
         backend: "auto" takes the native kernels on CPUs, on GPUs Triton's where it is installed, and "torch",
             which covers every device and option, for the rest; "cpu", "triton" and "torch" name one. "cuda"
             names the CUDA C++ kernels, for bfloat16 and float16 products, of a build with HYBRIDFAST_CUDA=ON.

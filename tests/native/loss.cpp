@@ -94,6 +94,33 @@ void spoil(std::vector<std::byte>& rows, Element element, std::mt19937& random) 
   std::memcpy(&rows[random() % (rows.size() / size) * size], &bits, size);
 }
 
+// How far `got` is from `wanted`, as a share of its norm.
+double distance(const std::vector<float>& got, const std::vector<float>& wanted) {
+  double square = 0, size = 1e-12;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    square += std::pow(double{got[i]} - wanted[i], 2);
+    size += std::pow(double{wanted[i]}, 2);
+  }
+  return std::sqrt(square / size);
+}
+
+// Gradients by factors rounded to bfloat16 against those by float32 factors.
+void check_gradients(InfoNceProblem problem, InfoNceGradients gradients, const std::vector<float>& dq,
+                     const std::vector<float>& dp) {
+  std::vector<float> losses(problem.queries), wanted_dq(dq.size()), wanted_dp(dp.size());
+  double temperature_grad = 0;
+  problem.bfloat16 = false;
+  gradients.query_grads = wanted_dq.data();
+  gradients.passage_grads = wanted_dp.data();
+  gradients.temperature_grad = &temperature_grad;
+  info_nce(problem, losses.data(), &gradients, 3);
+  const double off = std::max(distance(dq, wanted_dq), distance(dp, wanted_dp));
+  if (off <= 0.03) return;
+  std::fprintf(stderr, "%zu x %zu x %zu: gradients in bfloat16 are off by %g\n", problem.queries,
+               problem.passages, problem.dim, off);
+  std::exit(1);
+}
+
 void check(const Shape& shape, int options, std::mt19937& random) {
   const auto element = static_cast<Element>(random() % 3);
   auto q = random_rows(shape.queries * shape.dim, element, random);
@@ -135,6 +162,7 @@ void check(const Shape& shape, int options, std::mt19937& random) {
                  shape.passages, shape.dim, options, i, losses[i], wanted);
     std::exit(1);
   }
+  if (bfloat16 && gradients.tolerance == 0) check_gradients(problem, gradients, dq, dp);
   spoil(q, element, random);
   spoil(p, element, random);
   info_nce(problem, losses.data(), &gradients, 3);
