@@ -78,7 +78,7 @@ def claims(comparisons: Mapping[str, Comparison], roles: Roles) -> list[Claim]:
         differences = [(a, b, figure, comparisons[b].differences[a][figure]) for a, b, figure in known]
         signs = [sign(figure, difference) for _, _, figure, difference in differences]
         if margin is not None:  # as good is who is not worse by more than that, with 95 % confidence
-            signs = [max(s, int(d.low > -margin)) for s, (*_, d) in zip(signs, differences, strict=True)]
+            signs = [1 if d.low > -margin else s for s, (*_, d) in zip(signs, differences, strict=True)]
         figures = "; ".join(_figures(comparisons[b], a, figure, d) for a, b, figure, d in differences)
         found.append(Claim(text, _verdict(signs), figures))
 

@@ -63,6 +63,12 @@ def test_verdicts() -> None:
     assert "h5 0.600, mono 0.500, difference 0.100 [0.098, 0.102], p 0.0001" in figures
 
 
+def test_worse_by_more_than_the_margin_is_not_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VALUES, "h5", (VALUES["mono"][0] - 0.05, *VALUES["h5"][1:]))
+    found = {one.text: one.verdict for one in claims({"mono": comparison("mono")}, ROLES)}
+    assert found["hybrid is at least as good as mono in the monolingual pool, within 0.01 of mAP"] == DOES_NOT
+
+
 def test_no_sign_without_significance() -> None:
     found = claims({name: comparison(name, sure=False) for name in VALUES}, ROLES)
     within = [one for one in found if "within" in one.text]  # intervals of their own decide
