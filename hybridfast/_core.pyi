@@ -25,6 +25,10 @@ def top_k(
     filter: bool,
     threads: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+def text_hashes(data: NDArray[np.uint8], indptr: NDArray[np.int64], words: int) -> NDArray[np.uint64]: ...
+def text_json(
+    data: NDArray[np.uint8], indptr: NDArray[np.int64], list_indptr: NDArray[np.int64] | None = None
+) -> bytes: ...
 
 class Schedule:
     @property
