@@ -48,7 +48,7 @@ class Corpus:
         negative_hash_H: NDArray[np.uint64] | None,
         version_indptr: NDArray[np.int64] | None,
         text_indptr: NDArray[np.int64] | None,
-        token_ids: NDArray[np.int32] | None,
+        token_ids: NDArray[np.int32] | NDArray[np.uint16] | None,
         pad_id: int,
         files: list[tuple[str, int, int]],
     ) -> None: ...

@@ -50,7 +50,7 @@ DTYPES = {
     "negative_hash_H": np.uint64,
     "version_indptr": np.int64,
     "text_indptr": np.int64,
-    "token_ids": np.int32,
+    "token_ids": np.int32,  # or uint16
 }
 
 
@@ -70,7 +70,8 @@ def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
             array = None  # every group its own item, as where nothing is said
         if name in (*text, "negative_hash_H") and tokens.token_ids is None:
             array = None
-        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+        narrow = name == "token_ids" and array is not None and array.dtype == np.uint16
+        if array is not None and not ((narrow or array.dtype == dtype) and array.flags.c_contiguous):
             raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
         if array is None and name in ("version_GL", "source_G"):
             raise ValueError(f"{name} must be an array, got None")

@@ -184,9 +184,7 @@ def check_repeats(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
         rows_R = np.flatnonzero(there_B) + part.start
         query_R, passage_R = (hash_column(texts.column(i))[:, 0] for i in range(2))
         found.append(np.rec.fromarrays([keys(part)[there_B], rows_R, query_R, passage_R]))
-    key_R, row_R, query_R, passage_R = (
-        np.concatenate([part[f"f{i}"] for part in found]) for i in range(4)
-    )
+    key_R, row_R, query_R, passage_R = (np.concatenate([part[f"f{i}"] for part in found]) for i in range(4))
     order = np.argsort(key_R, kind="stable")
     begins = np.append(True, np.diff(key_R[order]) != 0)
     first = np.repeat(order[begins], np.diff(np.append(np.flatnonzero(begins), len(order))))

@@ -1,16 +1,18 @@
-"""Files to Arrow in one go: whole lines at a time, parsed by pyarrow on several threads.
+"""Files to Arrow in one go: many lines at a time, parsed by pyarrow on several threads.
 
-What pyarrow reads here is what the readers of ``reading.py`` read row by row, or it is not read here: a block
-that is not plainly so is left to them, and so is a file that is not a row a line or cannot be read to its end.
+What pyarrow reads here is what the readers of ``reading.py`` read row by row, or it is not read here: a
+block that is not plainly so is left to them, and so is a file that is not a row a line or is damaged.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +30,8 @@ BYTES = 8 << 20  # of a text file that are parsed at a time
 ROWS = 65_536  # of a table
 LONGEST = 256 << 20  # bytes of a row; what is longer is no row but all of a file
 DEEP = 500  # brackets of a line: how deep pyarrow's and Python's JSON nest is not asked
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class RowByRow(Exception):
@@ -75,8 +78,7 @@ def blocks(rows: object) -> Iterator[Callable[[], Block]]:
     if isinstance(rows, Tables):
         yield from _of_tables(rows)
     elif isinstance(rows, TextRows):
-        kind = {reading._json: _json, reading._csv: _csv, reading._tsv: _tsv}[rows.read]
-        yield from kind(rows.path)
+        yield from {"json": _json, "csv": _csv, "tsv": _tsv}[rows.kind](rows.path)
     else:
         raise RowByRow
 
@@ -170,7 +172,7 @@ def _json(path: Path) -> Iterator[Callable[[], Block]]:
                     raise RowByRow
             except ValueError:
                 raise RowByRow from None
-        yield lambda part=part: _json_block(part, guess)  # type: ignore[misc]
+        yield partial(_json_block, part, guess)
 
 
 class _JsonGuess:
@@ -274,11 +276,13 @@ def _separated(
     records: Callable[..., reading.Records],
     separator: str,
 ) -> Iterator[Callable[[], Block]]:
-    names: list[str] = []
-    for part in _lines(path, whole):
-        if not names:
-            names, part = _header(part, records)
-        yield lambda part=part: _separated_block(part, names, records, separator)  # type: ignore[misc]
+    parts = _lines(path, whole)
+    first = next(parts, None)
+    if first is None:
+        return
+    names, behind = _header(first, records)
+    for part in itertools.chain([behind], parts):
+        yield partial(_separated_block, part, names, records, separator)
 
 
 def _header(part: _Lines, records: Callable[..., reading.Records]) -> tuple[list[str], _Lines]:

@@ -1,4 +1,4 @@
-"""What the columns of many rows mean, by Arrow's kernels: :func:`hybridfast.data.columns.version` in one go."""
+"""What the columns of many rows mean: :func:`hybridfast.data.columns.version` by Arrow's kernels."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ def _ids(array: pa.Array, number_B: NDArray[np.int64], file_name: str, needed: b
     if needed:
         raise _Odd
     # Of a file whose name begins with a blank, too.
-    places = pc.binary_join_element_wise(
-        f"{file_name}:".lstrip(), pa.array(number_B).cast(pa.string()), ""
-    )
+    places = pc.binary_join_element_wise(f"{file_name}:".lstrip(), pa.array(number_B).cast(pa.string()), "")
     return pc.if_else(pc.is_valid(ids), ids, places)
 
 
@@ -189,7 +187,9 @@ def _negatives(given: Mapping[str, pa.Array], rows: int) -> pa.ListArray:
         parts += _of_lists(listed)
     parts += [(np.arange(rows), _text(given[name])) for name in names]
     kept = [(row_H, _is_there(texts)) for row_H, texts in parts]
-    texts_H = [_without_blank(texts.filter(there)) for (_, texts), (_, there) in zip(parts, kept, strict=True)]
+    texts_H = [
+        _without_blank(texts.filter(there)) for (_, texts), (_, there) in zip(parts, kept, strict=True)
+    ]
     row_H = np.concatenate(
         [row_H[there.to_numpy(zero_copy_only=False)] for row_H, there in kept] or [np.empty(0, np.int64)]
     )

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hybridfast.data import assembly, tokens
+from hybridfast.data import assembly, tokenizing
 from hybridfast.data.checking import SCHEMA
 from hybridfast.data.numbering import first_of, number, slices
 from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in, unread
 from hybridfast.data.spool import MEMORY, Store, cache_folder
 from hybridfast.data.texts import column_json, hash_column
-from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.data.tokens import TokenizedCorpus, TokenizerIds
 
 if TYPE_CHECKING:
     import datasets
@@ -158,7 +158,7 @@ class ParallelCorpus:
                 two has as many fields as the header. Hidden files of a folder are ignored.
             config: for ``datasets.load_dataset``.
             split: for it, and of a DatasetDict.
-            streaming: for ``datasets.load_dataset``; what comes is kept in the cache and not asked for again.
+            streaming: for ``datasets.load_dataset``; rows are kept in the cache and not asked for again.
             cache_dir: where rows that do not fit into `memory` are kept, validated, and mapped from; a file
                 that has not changed since is not read again. Default ``$HYBRIDFAST_CACHE`` or
                 ``~/.cache/hybridfast``.
@@ -346,10 +346,10 @@ class ParallelCorpus:
         ):
             if length < 1:
                 raise ValueError(f"{name} must be >= 1, got {length}")
-        return tokens.tokenize(
+        return tokenizing.tokenize(
             self,
-            tokens.TokenizerIds(tokenizer, query_prefix, max_query_length),
-            tokens.TokenizerIds(tokenizer, passage_prefix, max_passage_length),
+            TokenizerIds(tokenizer, query_prefix, max_query_length),
+            TokenizerIds(tokenizer, passage_prefix, max_passage_length),
             cache_dir=cache_dir,
             progress=progress,
         )

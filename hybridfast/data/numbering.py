@@ -1,4 +1,4 @@
-"""Rows to numbers: which rows share an id, which share id and language, in memory that does not grow with them.
+"""Rows to numbers: which share an id, and which id and language, in memory that does not grow with them.
 
 Ids are compared by 128 bits of BLAKE2b. Rows are dealt into buckets by the first of these bits, on disk where
 there are several, and sorted within each: all rows of an id are in one.
@@ -93,9 +93,7 @@ def _dense(
     return Numbers(items, groups, item_V, group_V, repeat_V)
 
 
-def _buckets(
-    hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store
-) -> Iterator[NDArray[Any]]:
+def _buckets(hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store) -> Iterator[NDArray[Any]]:
     """The rows with the hashes of their ids, those of an id in one bucket; ascending in each."""
     count = -(-rows // BUCKET)
     parts: list[NDArray[Any]] = []
@@ -103,7 +101,7 @@ def _buckets(
     try:
         if count > 1:
             store.cache.mkdir(parents=True, exist_ok=True)
-            files = [tempfile.TemporaryFile(dir=store.cache) for _ in range(count)]
+            files = [tempfile.TemporaryFile(dir=store.cache) for _ in range(count)]  # noqa: SIM115
         done = 0
         for hash_B2 in hashes:
             part = np.empty(len(hash_B2), _ROW)

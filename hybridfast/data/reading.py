@@ -22,7 +22,17 @@ from hybridfast.data.columns import is_read
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["File", "Tables", "TextRows", "files_at", "from_disk", "is_data_file", "lines", "rows_in", "unread"]
+__all__ = [
+    "File",
+    "Tables",
+    "TextRows",
+    "files_at",
+    "from_disk",
+    "is_data_file",
+    "lines",
+    "rows_in",
+    "unread",
+]
 
 Rows = Iterator[tuple[int, Any]]  # each with its line, or its number where there are no lines
 CHUNK = 16_384  # rows of a table turned into Python at a time
@@ -33,10 +43,10 @@ class TextRows:
     """The rows of a text file, each with its line. Iterating reads the file anew."""
 
     path: Path
-    read: Callable[[Path], Rows]
+    kind: str  # json, csv or tsv
 
     def __iter__(self) -> Rows:
-        return self.read(self.path)
+        return {"json": _json, "csv": _csv, "tsv": _tsv}[self.kind](self.path)
 
 
 @dataclass(frozen=True)
@@ -462,11 +472,11 @@ def _of_arrow(path: Path) -> Iterator[pa.RecordBatch]:
 
 # The readers of text, row by row, and of tables.
 READERS: dict[str, Callable[[Path], TextRows | Tables]] = {
-    ".csv": lambda path: TextRows(path, _csv),
-    ".json": lambda path: TextRows(path, _json),
-    ".jsonl": lambda path: TextRows(path, _json),
+    ".csv": lambda path: TextRows(path, "csv"),
+    ".json": lambda path: TextRows(path, "json"),
+    ".jsonl": lambda path: TextRows(path, "json"),
     ".parquet": lambda path: _tables(path, "Parquet", _of_parquet),
-    ".tsv": lambda path: TextRows(path, _tsv),
+    ".tsv": lambda path: TextRows(path, "tsv"),
     ".arrow": lambda path: _tables(path, "Arrow", _of_arrow),
 }
 

@@ -1,4 +1,4 @@
-"""Tables and arrays that are in memory as long as they are small, and in files that are mapped from then on."""
+"""Tables and arrays that are in memory while they are small, and else in files that are mapped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["MEMORY", "Store", "cache_folder"]
+__all__ = ["MEMORY", "Store", "cache_folder", "write_whole"]
 
 MEMORY = 512 << 20  # bytes
 
@@ -35,7 +35,9 @@ class Store:
     room: int = MEMORY
     mapped: int = 0  # bytes in files
 
-    def table(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str | None = None) -> pa.Table:
+    def table(
+        self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str | None = None
+    ) -> pa.Table:
         """The batches as one table; `name` is that of its file, which is only mapped if it is there."""
         path = self.cache / f"{name}.arrow" if name else None
         if path and path.is_file():
@@ -91,3 +93,13 @@ def _write(path: Path, held: list[pa.RecordBatch], more: Iterable[pa.RecordBatch
                 writer.write_batch(batch)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that holds all of it or what it held before, whatever happens meanwhile."""
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+    with open(unfinished, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
