@@ -26,7 +26,7 @@ from hybridfast.data.texts import hash_column
 if TYPE_CHECKING:
     from hybridfast.data.corpus import ParallelCorpus
 
-__all__ = ["assemble", "check_repeats", "check_sources", "digest", "whole"]
+__all__ = ["assemble", "check_repeats", "check_sources", "digest"]
 
 FORMAT = 1  # of validated rows in the cache; part of a file's name there
 CHUNK = 16_384  # rows validated one by one at a time
@@ -49,17 +49,12 @@ def assemble(
         file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1
         return files[file].at(_line(files[file], row - int(first_row_of_file[file])))
 
-    return whole(pa.concat_tables(tables), store), at
+    return pa.concat_tables(tables), at
 
 
 def digest(key: Any) -> str:
     """A name in the cache."""
     return hashlib.blake2b(json.dumps([FORMAT, key]).encode(), digest_size=16).hexdigest()
-
-
-def whole(table: pa.Table, store: Store) -> pa.Table:
-    """The table in one piece, if it is in memory."""
-    return table if store.mapped else table.combine_chunks()
 
 
 def _key(file: File, language: str | None) -> str | None:

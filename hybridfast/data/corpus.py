@@ -283,7 +283,7 @@ class ParallelCorpus:
         """The corpus of these rows alone."""
         store = Store(self.store.cache, self.store.room)
         kept = (batch.filter(pa.array(row_V[part])) for part, batch in self.parts())
-        return ParallelCorpus(assembly.whole(store.table(kept, SCHEMA), store), self.name, store)
+        return ParallelCorpus(store.table(kept, SCHEMA), self.name, store)
 
     def taken(self, column: str, rows: NDArray[np.integer]) -> list[str]:
         """The texts of some rows, in their order."""
