@@ -32,7 +32,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 WORDS = {"query": 8, "passage": 24}
-BATCH = 100_000
+BATCH = 90_000
+DISTINCT = 900_000
 PAPER = 400_000_000  # rows, about
 VOCABULARY = 30_000
 
@@ -59,7 +60,7 @@ def word_counts(text: str | None) -> dict[str, Counter[str]]:
 
 
 def batches(rows: int, counts: dict[str, Counter[str]], languages: int = 9) -> Iterator[pa.RecordBatch]:
-    """Rows of items in so many languages, one language after the other within a batch."""
+    """Rows of items in so many languages. All ids differ; texts come again after DISTINCT rows."""
     names = list(counts)[:languages]
     rng = np.random.default_rng(0)
     tables = []
@@ -68,25 +69,28 @@ def batches(rows: int, counts: dict[str, Counter[str]], languages: int = 9) -> I
         words = {w: n for w, n in counts[name].items() if '"' not in w and "\\" not in w and w.isprintable()}
         weight = np.fromiter(words.values(), float)
         tables.append((pa.array(words), np.cumsum(weight) / weight.sum()))
+    made: list[dict[str, pa.Array]] = []
     for start in range(0, rows, BATCH):
-        size = min(BATCH, rows - start)
-        number_B = np.arange(start, start + size)
+        number_B = np.arange(start, start + BATCH)
         language_B = number_B % len(names)
-        columns = {}
-        for column, width in WORDS.items():
-            texts = np.empty(size, object)
-            for i, (words, cumulative) in enumerate(tables):
-                mine = language_B == i
-                drawn = np.searchsorted(cumulative, rng.random(int(mine.sum()) * width))
-                lists = pa.ListArray.from_arrays(
-                    pa.array(np.arange(0, len(drawn) + 1, width, dtype=np.int32)),
-                    words.take(pa.array(np.minimum(drawn, len(words) - 1))),
-                )
-                texts[mine] = pc.binary_join(lists, " ").to_numpy(zero_copy_only=False)
-            columns[column] = pa.array(texts, pa.string())
+        if start < DISTINCT:
+            columns = {"lang": pa.array(names).take(pa.array(language_B))}
+            for column, width in WORDS.items():
+                texts = np.empty(BATCH, object)
+                for i, (words, cumulative) in enumerate(tables):
+                    mine = language_B == i
+                    drawn = np.searchsorted(cumulative, rng.random(int(mine.sum()) * width))
+                    lists = pa.ListArray.from_arrays(
+                        pa.array(np.arange(0, len(drawn) + 1, width, dtype=np.int32)),
+                        words.take(pa.array(np.minimum(drawn, len(words) - 1))),
+                    )
+                    texts[mine] = pc.binary_join(lists, " ").to_numpy(zero_copy_only=False)
+                columns[column] = pa.array(texts, pa.string())
+            made.append(columns)
+        # BATCH is a multiple of 9: a row's language is that of the row whose texts it has.
         ids = pa.array(number_B // len(names)).cast(pa.string())
-        langs = pa.array(names).take(pa.array(language_B))
-        yield pa.record_batch({"id": ids, "lang": langs, **columns})
+        batch = pa.record_batch({"id": ids, **made[start // BATCH % len(made)]})
+        yield batch.slice(0, min(BATCH, rows - start))
 
 
 def write(folder: Path, rows: int, counts: dict[str, Counter[str]], *, parquet: bool) -> None:
@@ -231,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--large", type=int, default=0, help="rows of a second file, for its memory")
+    parser.add_argument("--large_tokenize", action="store_true", help="tokenize them, too")
     parser.add_argument("--text", help="a folder of text files, for their words")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where files are written; default a temporary one")
@@ -250,7 +255,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
 
     counts = word_counts(options.text)
     write(folder, options.rows, counts, parquet=True)
-    first = next(batches(50_000, counts))
+    first = next(batches(BATCH, counts))
     texts = [*first.column("query").to_pylist(), *first.column("passage").to_pylist()]
     train_tokenizer(texts, VOCABULARY).save(str(folder / "tokenizer.json"))
     size = (folder / "rows.jsonl").stat().st_size
@@ -265,7 +270,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         seconds = statistics.median(run["seconds"] for run in runs)
         name = " ".join([step, *more])
         print(
-            f"  {name:<34} {seconds:8.2f} s {options.rows / seconds:12,.0f} rows/s "
+            f"  {name:<28} {seconds:8.2f} s {options.rows / seconds:10,.0f} rows/s "
             f"{statistics.median(run['cpu'] for run in runs):8.2f} s of CPU "
             f"{max(run['peak'] for run in runs) / 1e6:8,.0f} MB, {runs[0]['base'] / 1e6:,.0f} before",
             flush=True,
@@ -287,25 +292,30 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
 
 
 def memory(folder: Path, options: argparse.Namespace, counts: dict[str, Counter[str]]) -> None:
-    """Growth from few rows to many, both mapped."""
-    subprocess.run(["rm", "-rf", str(folder / "cache")], check=True)
-    small = measured("all", folder, "--memory", "0")
-    subprocess.run(["rm", "-rf", str(folder / "cache"), str(folder / "rows.parquet")], check=True)
-    write(folder, options.large, counts, parquet=False)
-    large = measured("all", folder)
-    disk = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
-    for run in (small, large):
+    """Growth from few rows to many, both mapped; and what the paper's data would take."""
+    (folder / "rows.parquet").unlink()
+    runs: dict[str, list[dict[str, float]]] = {"read": [], "all": []}
+    for rows in (options.rows, options.large):
+        write(folder, rows, counts, parquet=False)
+        for step in runs if options.large_tokenize else ["read"]:
+            subprocess.run(["rm", "-rf", str(folder / "cache")], check=True)
+            run = measured(step, folder, "--memory", "0")
+            run["disk"] = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
+            runs[step].append(run)
+            print(
+                f"  {step}, {rows:,} rows: {run['seconds']:.1f} s, peak {run['peak'] / 1e6:,.0f} MB, of which "
+                f"{run['base'] / 1e6:,.0f} before; {run['seconds'] / rows * 1e6:.2f} us a row",
+                flush=True,
+            )
+    for step, (small, large) in ((step, pair) for step, pair in runs.items() if pair):
+        growth = (large["peak"] - small["peak"]) / (large["rows"] - small["rows"])
+        scale, more = PAPER / large["rows"], PAPER - large["rows"]
+        slower = large["seconds"] / large["rows"] / (small["seconds"] / small["rows"])
         print(
-            f"  all, {run['rows']:,} rows: {run['seconds']:.1f} s, peak {run['peak'] / 1e6:,.0f} MB, of which "
-            f"{run['base'] / 1e6:,.0f} before; {run['seconds'] / run['rows'] * 1e6:.2f} us a row"
+            f"  {step}: {growth:.2f} bytes a further row, {slower:.2f} x the time a row; {PAPER:,} rows: "
+            f"{large['seconds'] * scale / 3600:.1f} h, peak {(large['peak'] + growth * more) / 1e9:.1f} GB, "
+            f"{large['disk'] * scale / 1e9:.0f} GB on disk"
         )
-    growth = (large["peak"] - small["peak"]) / (large["rows"] - small["rows"])
-    scale = PAPER / large["rows"]
-    print(
-        f"  growth {growth:.2f} bytes a row; {PAPER:,} rows: {large['seconds'] * scale / 3600:.1f} h, "
-        f"peak {(large['peak'] + growth * (PAPER - large['rows'])) / 1e9:.1f} GB, {disk * scale / 1e9:.0f} GB "
-        "on disk"
-    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ParallelCorpus"]
 
-CHUNK = 16_384  # rows of a part of the fingerprint
+CHUNK = 16_384  # rows of a part of the fingerprint, and texts of one column before those of the other
 PART = 65_536  # rows looked at in one go
 
 
@@ -75,6 +75,21 @@ class ParallelCorpus:
         for batch in self.table.select(columns or SCHEMA.names).to_batches(max_chunksize=rows):
             yield slice(done, done + batch.num_rows), batch
             done += batch.num_rows
+
+    def _even(self, *columns: str) -> Iterator[list[pa.RecordBatch]]:
+        """CHUNK rows at a time, in one or more batches: wherever files and blocks of them ended."""
+        held: list[pa.RecordBatch] = []
+        missing = CHUNK
+        for _, batch in self.parts(*columns, rows=CHUNK):
+            while batch.num_rows:
+                held.append(batch.slice(0, missing))
+                missing -= held[-1].num_rows
+                batch = batch.slice(held[-1].num_rows)
+                if not missing:
+                    yield held
+                    held, missing = [], CHUNK
+        if held:
+            yield held
 
     def _numbered(self, column: str) -> tuple[list[str], NDArray[np.int32]]:
         """The column's values, sorted, and each row's place among them."""
@@ -153,7 +168,8 @@ class ParallelCorpus:
             source: a file, a folder of such files or one written by ``Dataset.save_to_disk``; a Dataset,
                 DatasetDict, pyarrow.Table, pandas.DataFrame or iterable of mappings; or else a name for
                 ``datasets.load_dataset``. Files are ``.parquet``, ``.arrow`` or, in UTF-8 and perhaps with
-                ``.gz``, ``.bz2`` or ``.zst``: ``.jsonl``, ``.json`` (an object a line, or an array, or objects over several lines),
+                ``.gz``, ``.bz2`` or ``.zst``: ``.jsonl``, ``.json`` (an object a line, or an array, or
+                objects over several lines),
                 ``.csv`` (RFC 4180) and ``.tsv`` (one line a row, a quote is text). Every row of the latter
                 two has as many fields as the header. Hidden files of a folder are ignored.
             config: for ``datasets.load_dataset``.
@@ -263,8 +279,7 @@ class ParallelCorpus:
     def fingerprint(self) -> str:
         """Names the data: every column of every row, but for the split."""
         digest, names = hashlib.blake2b(digest_size=16), SCHEMA.names[:-1]
-        # As JSON of CHUNK rows at a time, wherever files and blocks of them ended.
-        for rows in _even([batch for _, batch in self.parts(*names, rows=CHUNK)], CHUNK):
+        for rows in self._even(*names):
             for i, name in enumerate(names):
                 digest.update(f"{', ' if i else '{'}{json.dumps(name)}: [".encode())
                 digest.update(b", ".join(column_json(batch.column(i)) for batch in rows))
@@ -310,10 +325,11 @@ class ParallelCorpus:
         return [[texts[len(texts) * i // 4 - (i == 4)] for i in range(5)] for texts in sides]
 
     def texts(self) -> Iterator[str]:
-        """Every query and passage, row by row."""
-        for batch in self.table.to_batches(max_chunksize=CHUNK):
-            yield from batch.column("query").to_pylist()
-            yield from batch.column("passage").to_pylist()
+        """Every query and passage, those of some rows at a time."""
+        for rows in self._even("query", "passage"):
+            for column in range(2):
+                for batch in rows:
+                    yield from batch.column(column).to_pylist()
 
     def tokenize(
         self,
@@ -357,22 +373,6 @@ class ParallelCorpus:
 
 def _counted(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}" + ("" if len(names) == 1 else "s")
-
-
-def _even(batches: Sequence[pa.RecordBatch], rows: int) -> Iterator[list[pa.RecordBatch]]:
-    """So many rows at a time, in one or more batches."""
-    held: list[pa.RecordBatch] = []
-    missing = rows
-    for batch in batches:
-        while batch.num_rows:
-            held.append(batch.slice(0, missing))
-            missing -= held[-1].num_rows
-            batch = batch.slice(held[-1].num_rows)
-            if not missing:
-                yield held
-                held, missing = [], rows
-    if held:
-        yield held
 
 
 def _of_rows(

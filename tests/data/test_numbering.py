@@ -1,4 +1,4 @@
-"""Numbers of items and groups against dictionaries; buckets hold a few rows, so that an id's rows meet again."""
+"""Numbers of items and groups against dictionaries; buckets hold few rows, so that ids meet again in them."""
 
 from __future__ import annotations
 
