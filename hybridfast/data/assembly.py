@@ -34,8 +34,8 @@ CHUNK = 16_384  # rows validated one by one at a time
 
 def assemble(
     files: list[File], name: str, language: str | None, store: Store
-) -> tuple[pa.Table, Callable[[int], str]]:
-    """The rows of all files, and where each was read from, for messages."""
+) -> tuple[pa.Table, list[int], Callable[[int], str]]:
+    """The rows of all files, behind which rows files end, and where a row was read from, for messages."""
     tables: list[pa.Table] = []
     for file in files:
         key = file.kept or _key(file, language)
@@ -49,7 +49,8 @@ def assemble(
         file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1
         return files[file].at(_line(files[file], row - int(first_row_of_file[file])))
 
-    return pa.concat_tables(tables), at
+    ends = sorted({*first_row_of_file[1:].tolist()} - {0})  # some may be empty
+    return pa.concat_tables(tables), ends, at
 
 
 def digest(key: Any) -> str:

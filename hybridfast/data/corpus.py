@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class ParallelCorpus:
         self.table = table
         self.name = name
         self.notes: list[str] = []
+        self.pieces = [(0, len(table))]  # the rows of each file
         self.store = store or Store(cache_folder())
         # Sorted, so that a language keeps its number when rows are reordered.
         self.languages, self.language_V = self._numbered("lang")
@@ -76,11 +78,13 @@ class ParallelCorpus:
             yield slice(done, done + batch.num_rows), batch
             done += batch.num_rows
 
-    def _even(self, *columns: str) -> Iterator[list[pa.RecordBatch]]:
+    def _even(self, *columns: str, begin: int = 0, end: int | None = None) -> Iterator[list[pa.RecordBatch]]:
         """CHUNK rows at a time, in one or more batches: wherever files and blocks of them ended."""
         held: list[pa.RecordBatch] = []
         missing = CHUNK
-        for _, batch in self.parts(*columns, rows=CHUNK):
+        for part, batch in self.parts(*columns, rows=CHUNK):
+            first = max(begin - part.start, 0)
+            batch = batch.slice(first, max(min(end or part.stop, part.stop) - part.start - first, 0))
             while batch.num_rows:
                 held.append(batch.slice(0, missing))
                 missing -= held[-1].num_rows
@@ -275,11 +279,25 @@ class ParallelCorpus:
         """The hash of each item's id."""
         return np.concatenate([hash_column(names)[:, 0] for names in self.item_names()])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Names the data: every column of every row, but for the split."""
+        return self._fingerprint(0, len(self))
+
+    @cached_property
+    def piece_fingerprints(self) -> list[str]:
+        """That of each file's rows by themselves; "" if it has hard negatives, which other files may rule out."""
+        names = []
+        for begin, end in self.pieces:
+            hard = self.table.column("negatives").slice(begin, end - begin)
+            whole = (begin, end) == (0, len(self))
+            known = self.fingerprint if whole else self._fingerprint(begin, end)
+            names.append("" if pc.sum(pc.list_value_length(hard)).as_py() else known)
+        return names
+
+    def _fingerprint(self, begin: int, end: int) -> str:
         digest, names = hashlib.blake2b(digest_size=16), SCHEMA.names[:-1]
-        for rows in self._even(*names):
+        for rows in self._even(*names, begin=begin, end=end):
             for i, name in enumerate(names):
                 digest.update(f"{', ' if i else '{'}{json.dumps(name)}: [".encode())
                 digest.update(b", ".join(column_json(batch.column(i)) for batch in rows))
@@ -297,8 +315,11 @@ class ParallelCorpus:
     def where(self, row_V: NDArray[np.bool_]) -> ParallelCorpus:
         """The corpus of these rows alone."""
         store = Store(self.store.cache, self.store.room)
+        ends = [int(row_V[:end].sum()) for _, end in self.pieces]
         kept = (batch.filter(pa.array(row_V[part])) for part, batch in self.parts())
-        return ParallelCorpus(store.table(kept, SCHEMA), self.name, store)
+        corpus = ParallelCorpus(store.table(kept, SCHEMA), self.name, store)
+        corpus.pieces = [*filter(lambda piece: piece[0] < piece[1], itertools.pairwise([0, *ends]))]
+        return corpus
 
     def taken(self, column: str, rows: NDArray[np.integer]) -> list[str]:
         """The texts of some rows, in their order."""
@@ -383,8 +404,9 @@ def _of_rows(
 
 
 def _of_files(files: list[File], name: str, language: str | None, store: Store) -> ParallelCorpus:
-    table, at = assembly.assemble(files, name, language, store)
+    table, ends, at = assembly.assemble(files, name, language, store)
     corpus = ParallelCorpus(table, name, store)
+    corpus.pieces = [*itertools.pairwise([0, *ends])]
     assembly.check_repeats(corpus, at)
     assembly.check_sources(corpus, at)
     return corpus

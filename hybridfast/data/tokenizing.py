@@ -61,7 +61,8 @@ def tokenize(
         part.mkdir(parents=True, exist_ok=True)
         with _alone(part) as is_mine:
             if is_mine and not folder.is_dir():
-                _write(corpus, part, fingerprint, settings, query, passage, progress)
+                found = _elsewhere(corpus, cache, settings)
+                _write(corpus, part, fingerprint, settings, query, passage, found, progress)
                 os.rename(part, folder)
     return TokenizedCorpus.open(folder)
 
@@ -128,6 +129,10 @@ class _Growing:
             if name.endswith("indptr"):
                 self.append(name, np.zeros(1, np.int64))
 
+    @property
+    def is_narrow(self) -> bool:
+        return self.dtypes["token_ids"] == np.uint16
+
     def append(self, name: str, values: NDArray[Any]) -> None:
         self.files[name].write(np.ascontiguousarray(values, self.dtypes[name]).data)
 
@@ -167,11 +172,12 @@ def _write(
     settings: dict[str, Any],
     query: TextIds,
     passage: TextIds,
+    found: _Found,
     progress: bool,
 ) -> None:
     growing = _Growing(folder)
     try:
-        _tokenize(corpus, growing, query, passage, progress)
+        _tokenize(corpus, growing, query, passage, found, progress)
         growing.sync()
     except BaseException:
         if not growing.state.exists():  # no shard is whole: there is nothing to go on from
@@ -208,6 +214,9 @@ def _write(
         "sources": corpus.sources,
         "pad_id": passage.pad_id,
         "negatives_left_out": growing.left_out,
+        "pieces": [
+            [name, *bounds] for name, bounds in zip(corpus.piece_fingerprints, corpus.pieces, strict=True)
+        ],
         "samples": corpus.samples(),
         "arrays": shapes,
     }
@@ -216,7 +225,12 @@ def _write(
 
 
 def _tokenize(
-    corpus: ParallelCorpus, growing: _Growing, query: TextIds, passage: TextIds, progress: bool
+    corpus: ParallelCorpus,
+    growing: _Growing,
+    query: TextIds,
+    passage: TextIds,
+    found: _Found,
+    progress: bool,
 ) -> None:
     hidden = None if progress else True  # None: where nobody watches
     bar = tqdm(
@@ -224,19 +238,70 @@ def _tokenize(
     )
     with bar:
         while growing.rows < len(corpus):
-            for done, chunk in enumerate(_chunks(corpus, growing.rows, query, passage), start=1):
-                if growing.dtypes["token_ids"] == np.uint16 and chunk.largest > np.iinfo(np.uint16).max:
-                    growing.start(np.int32)  # a larger vocabulary than it seemed
-                    bar.reset()
-                    break
-                growing.append("query_hash_V", chunk.query_hash_B)
-                growing.append("passage_hash_V", chunk.document_hashes[chunk.is_passage])
-                growing.append("negative_hash_H", chunk.document_hashes[~chunk.is_passage])
-                growing.grow(chunk.ids, chunk.sizes_B)
-                growing.left_out += chunk.left_out
-                if done % SHARD == 0:
-                    growing.sync()
-                bar.update(len(chunk.sizes_B))
+            before = growing.rows
+            begin, end = next(piece for piece in corpus.pieces if before < piece[1])
+            if begin == before and begin in found:
+                whole = _copy(growing, *found[begin])
+            else:
+                whole = _make(growing, _chunks(corpus, before, end, query, passage), bar)
+            if not whole:  # a larger vocabulary than it seemed
+                growing.start(np.int32)
+            bar.update(growing.rows - bar.n)
+
+
+def _make(growing: _Growing, chunks: Iterator[_Chunk], bar: Any) -> bool:
+    """Write what is made; False if an id is too large."""
+    for done, chunk in enumerate(chunks, start=1):
+        if growing.is_narrow and chunk.largest > np.iinfo(np.uint16).max:
+            return False
+        growing.append("query_hash_V", chunk.query_hash_B)
+        growing.append("passage_hash_V", chunk.document_hashes[chunk.is_passage])
+        growing.append("negative_hash_H", chunk.document_hashes[~chunk.is_passage])
+        growing.grow(chunk.ids, chunk.sizes_B)
+        growing.left_out += chunk.left_out
+        if done % SHARD == 0:
+            growing.sync()
+        bar.update(len(chunk.sizes_B))
+    return True
+
+
+# Where pieces begin whose ids are in the cache already: with which corpus, and its rows.
+_Found = dict[int, tuple[TokenizedCorpus, int, int]]
+
+
+def _elsewhere(corpus: ParallelCorpus, cache: Path, settings: dict[str, Any]) -> _Found:
+    """The files of a corpus that were tokenized alike as those of another: adding one costs that one."""
+    wanted = {name: begin for name, (begin, _) in zip(corpus.piece_fingerprints, corpus.pieces, strict=True)}
+    wanted.pop("", None)
+    found: _Found = {}
+    for path in cache.glob("[0-9a-f]*/meta.json") if wanted else ():
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if {**meta["settings"], "data": None} != json.loads(json.dumps({**settings, "data": None})):
+            continue
+        try:
+            other = TokenizedCorpus.open(path.parent)
+        except ValueError:  # damaged
+            continue
+        for name, begin, end in other.pieces:
+            if name in wanted:
+                found[wanted[name]] = (other, begin, end)
+    return found
+
+
+def _copy(growing: _Growing, other: TokenizedCorpus, begin: int, end: int) -> bool:
+    """Write what another corpus has; False if its ids are too large."""
+    if growing.is_narrow and other.token_ids.dtype != np.uint16:
+        return False
+    step = CHUNK * SHARD
+    for start in range(begin, end, step):
+        rows = slice(start, min(start + step, end))
+        growing.append("query_hash_V", other.query_hash_V[rows])
+        growing.append("passage_hash_V", other.passage_hash_V[rows])
+        indptr = other.version_indptr[rows.start : rows.stop + 1]
+        texts = other.text_indptr[indptr[0] : indptr[-1] + 1]
+        growing.grow((other.token_ids[texts[0] : texts[-1]], np.diff(texts)), np.diff(indptr))
+        growing.sync()
+    return True
 
 
 @dataclass(frozen=True)
@@ -253,8 +318,10 @@ class _Chunk:
         return int(self.ids[0].max(initial=0))
 
 
-def _chunks(corpus: ParallelCorpus, begin: int, query: TextIds, passage: TextIds) -> Iterator[_Chunk]:
-    """The rows from `begin` on, made one chunk ahead: the tokenizer need not wait for the disk."""
+def _chunks(
+    corpus: ParallelCorpus, begin: int, end: int, query: TextIds, passage: TextIds
+) -> Iterator[_Chunk]:
+    """The rows from `begin` to `end`, made one chunk ahead: the tokenizer need not wait for the disk."""
     passages_of: Callable[[int], set[str]] | None = None
 
     def made(row: int, batch: pa.RecordBatch) -> _Chunk:
@@ -286,10 +353,10 @@ def _chunks(corpus: ParallelCorpus, begin: int, query: TextIds, passage: TextIds
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizing") as pool:
         ahead = None
         for part, batch in corpus.parts("query", "passage", "negatives", rows=CHUNK):
-            if part.stop <= begin:
+            first, last = max(part.start, begin), min(part.stop, end)
+            if first >= last:
                 continue
-            skipped = max(begin - part.start, 0)  # a shard may have ended within, where blocks are others now
-            following = pool.submit(made, part.start + skipped, batch.slice(skipped))
+            following = pool.submit(made, first, batch.slice(first - part.start, last - first))
             if ahead is not None:
                 yield ahead.result()
             ahead = following

@@ -139,6 +139,7 @@ class TokenizedCorpus:
     sources: list[str]  # (S,) sorted
     pad_id: int
     negatives_left_out: int  # hard negatives that equal a passage of their own item
+    pieces: list[list[Any]] = field(repr=False)  # its files: fingerprint, first row, row behind the last
     samples: list[list[str]] = field(repr=False)  # a few queries and a few passages
     token_ids: NDArray[np.int32] | NDArray[np.uint16] = field(repr=False)  # (T,)
     text_indptr: NDArray[np.int64] = field(repr=False)  # (texts + 1,)
@@ -177,7 +178,7 @@ class TokenizedCorpus:
             arrays[name] = (
                 np.memmap(file, dtype, "r", shape=tuple(shape)) if expected else np.empty(shape, dtype)
             )
-        return cls(path=folder, **meta, **arrays)
+        return cls(path=folder, **{"pieces": [], **meta}, **arrays)  # pieces: an earlier version had none
 
     def __reduce__(self) -> tuple[Callable[[Path], TokenizedCorpus], tuple[Path]]:
         return TokenizedCorpus.open, (self.path,)  # a pickle carries the path, not the data

@@ -77,5 +77,5 @@ def _write(tokens: TokenizedCorpus, negative_VK: NDArray[np.int64], folder: Path
         shutil.copyfile(tokens.path / f"{name}.bin", folder / f"{name}.bin")
     for names in tokens.path.glob("groups.*"):
         shutil.copyfile(names, folder / names.name)
-    meta |= {"fingerprint": fingerprint, "negatives_left_out": 0}
+    meta |= {"fingerprint": fingerprint, "negatives_left_out": 0, "pieces": []}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")

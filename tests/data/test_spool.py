@@ -110,7 +110,8 @@ def test_a_file_is_read_once_as_long_as_it_is_the_same(
     write(folder / "part-0.jsonl", some[:59])
     assert load()[1] == {"part-0.jsonl"}
     assert (
-        ParallelCorpus.load(folder / "part-0.jsonl", cache_dir=tmp_path / "cache", memory=0).table.num_rows == 59
+        ParallelCorpus.load(folder / "part-0.jsonl", cache_dir=tmp_path / "cache", memory=0).table.num_rows
+        == 59
     )
 
 
