@@ -286,7 +286,7 @@ class ParallelCorpus:
 
     @cached_property
     def piece_fingerprints(self) -> list[str]:
-        """That of each file's rows by themselves; "" if it has hard negatives, which other files may rule out."""
+        """That of each file by itself; "" if it has hard negatives, which other files may rule out."""
         names = []
         for begin, end in self.pieces:
             hard = self.table.column("negatives").slice(begin, end - begin)

@@ -136,7 +136,7 @@ class _Growing:
     def append(self, name: str, values: NDArray[Any]) -> None:
         self.files[name].write(np.ascontiguousarray(values, self.dtypes[name]).data)
 
-    def grow(self, ids: Ids, sizes_B: NDArray[np.int64]) -> None:
+    def grow(self, ids: tuple[NDArray[Any], NDArray[np.int64]], sizes_B: NDArray[np.int64]) -> None:
         """Texts' ids, and how many texts each row has."""
         ids_T, lengths_B = ids
         self.append("token_ids", ids_T)
@@ -147,9 +147,7 @@ class _Growing:
         self.rows += len(sizes_B)
 
     def sync(self) -> None:
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        self.flush()
         state = {
             "rows": self.rows,
             "texts": self.texts,
@@ -159,6 +157,11 @@ class _Growing:
             "sizes": {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()},
         }
         write_whole(self.state, json.dumps(state).encode())
+
+    def flush(self) -> None:
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         for file in self.files.values():
@@ -178,7 +181,7 @@ def _write(
     growing = _Growing(folder)
     try:
         _tokenize(corpus, growing, query, passage, found, progress)
-        growing.sync()
+        growing.flush()
     except BaseException:
         if not growing.state.exists():  # no shard is whole: there is nothing to go on from
             shutil.rmtree(folder, ignore_errors=True)
@@ -220,8 +223,8 @@ def _write(
         "samples": corpus.samples(),
         "arrays": shapes,
     }
-    write_whole(folder / "meta.json", (json.dumps(meta, ensure_ascii=False, indent=1) + "\n").encode())
-    growing.state.unlink()
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    growing.state.unlink(missing_ok=True)
 
 
 def _tokenize(
