@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,6 +79,10 @@ class Store:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not self.mapped or not size:
             return np.empty(shape, dtype)
+        if size > (free := shutil.disk_usage(self.cache).free):
+            raise OSError(
+                errno.ENOSPC, f"an array of {size:,} bytes does not fit into {free:,}", str(self.cache)
+            )
         with tempfile.TemporaryFile(dir=self.cache) as file:
             os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full says so here, and kills nobody
             return np.memmap(file, dtype, "r+", shape=shape)
