@@ -181,8 +181,9 @@ def step_bare(folder: Path, name: str, memory: int) -> dict[str, float]:
 
     def work() -> int:
         for _, batch in corpus.parts("query", "passage", rows=16_384):
-            for column in batch.columns:
-                tokenizer.encode_batch_fast(column.to_pylist(), add_special_tokens=False)
+            for prefix, column in zip(("Query: ", "Passage: "), batch.columns, strict=True):
+                texts = [prefix + text for text in column.to_pylist()]
+                tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return len(corpus)
 
     return _timed(work)
@@ -197,7 +198,10 @@ def step_datasets(folder: Path, name: str, memory: int) -> dict[str, float]:
 
     def tokenized(rows: dict[str, list[str]]) -> dict[str, Any]:
         return {
-            column: tokenizer(rows[column], truncation=True, max_length=256)["input_ids"] for column in WORDS
+            column: tokenizer(
+                [f"{column.capitalize()}: {text}" for text in rows[column]], truncation=True, max_length=256
+            )["input_ids"]
+            for column in WORDS
         }
 
     def work() -> int:

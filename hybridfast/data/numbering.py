@@ -18,7 +18,7 @@ from hybridfast.data.spool import Store
 
 __all__ = ["Numbers", "first_of", "number", "slices"]
 
-BUCKET = 1 << 22  # rows sorted at a time
+BUCKET = 1 << 20  # rows sorted at a time
 _ROW = np.dtype([("high", np.uint64), ("low", np.uint64), ("row", np.int32)])
 
 

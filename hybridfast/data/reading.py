@@ -451,7 +451,7 @@ def _of_parquet(path: Path) -> Iterator[pa.RecordBatch]:
         names = file.schema_arrow.names
         _check_names(names)
         known = [name for name in names if is_read(name)]
-        for batch in file.iter_batches(4 * CHUNK, columns=known):
+        for batch in file.iter_batches(2 * CHUNK, columns=known):
             nulls = pa.nulls(batch.num_rows)
             columns = [batch.column(name) if name in known else nulls for name in names]
             yield pa.RecordBatch.from_arrays(columns, names=names)
