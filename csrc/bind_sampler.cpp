@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings.h"
@@ -26,6 +27,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 template <class T>
 using MaybeArray = std::optional<Array<T>>;
+using MaybeTokens = std::optional<std::variant<Array<std::int32_t>, Array<std::uint16_t>>>;
 
 // A corpus and the arrays that it views.
 struct CorpusOfArrays : Corpus {
@@ -74,8 +76,8 @@ CorpusOfArrays make_corpus(
     std::uint32_t versions, const MaybeArray<std::int32_t>& item_G,
     const MaybeArray<std::uint64_t>& query_hash_V, const MaybeArray<std::uint64_t>& passage_hash_V,
     const MaybeArray<std::uint64_t>& negative_hash_H, const MaybeArray<std::int64_t>& version_indptr,
-    const MaybeArray<std::int64_t>& text_indptr, const MaybeArray<std::int32_t>& token_ids,
-    std::int64_t pad_id, const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
+    const MaybeArray<std::int64_t>& text_indptr, const MaybeTokens& token_ids, std::int64_t pad_id,
+    const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
   if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
   CorpusOfArrays corpus;
   corpus.arrays = py::make_tuple(version_GL, source_G, item_G, query_hash_V, passage_hash_V, negative_hash_H,
@@ -100,8 +102,14 @@ CorpusOfArrays make_corpus(
     corpus.texts = text_indptr->size() - 1;
     if (negative_hash_H) check_size("negative_hash_H", negative_hash_H->size(), corpus.negatives());
     corpus.negative_hash_H = pointer(negative_hash_H);
-    corpus.token_ids = pointer(token_ids);
-    corpus.tokens = token_ids->size();
+    if (const auto* ids = std::get_if<Array<std::int32_t>>(&*token_ids)) {
+      corpus.token_ids = ids->data();
+      corpus.tokens = ids->size();
+    } else {
+      const auto& narrow = std::get<Array<std::uint16_t>>(*token_ids);
+      corpus.narrow_token_ids = narrow.data();
+      corpus.tokens = narrow.size();
+    }
     corpus.pad_id = pad_id;
   }
   for (const auto& [path, bytes, modified_ns] : files) corpus.files.push_back({path, bytes, modified_ns});
@@ -155,7 +163,7 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
   const Batch& b = **held;
   const auto rows = static_cast<py::ssize_t>(b.rows);
   const GatherOptions& options = source.gather;
-  const bool texts = source.plan.corpus().token_ids, negatives = texts && options.negatives;
+  const bool texts = source.plan.corpus().has_tokens(), negatives = texts && options.negatives;
   const py::tuple arrays = py::make_tuple(
       view<std::int64_t>(b.groups, {rows}, owner), view<std::int64_t>(b.query_languages, {rows}, owner),
       view<std::int64_t>(b.passage_languages, {rows}, owner), view<bool>(b.flagged, {rows}, owner),

@@ -11,5 +11,6 @@ void register_topk(pybind11::module_& module);
 void register_sampler(pybind11::module_& module);
 void register_infonce(pybind11::module_& module);
 void register_encoder(pybind11::module_& module);
+void register_texts(pybind11::module_& module);
 
 }  // namespace hybridfast

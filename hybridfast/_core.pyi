@@ -28,6 +28,10 @@ def top_k(
     filter: bool,
     threads: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+def text_hashes(data: NDArray[np.uint8], indptr: NDArray[np.int64], words: int) -> NDArray[np.uint64]: ...
+def text_json(
+    data: NDArray[np.uint8], indptr: NDArray[np.int64], list_indptr: NDArray[np.int64] | None = None
+) -> bytes: ...
 
 class Schedule:
     @property
@@ -47,7 +51,7 @@ class Corpus:
         negative_hash_H: NDArray[np.uint64] | None,
         version_indptr: NDArray[np.int64] | None,
         text_indptr: NDArray[np.int64] | None,
-        token_ids: NDArray[np.int32] | None,
+        token_ids: NDArray[np.int32] | NDArray[np.uint16] | None,
         pad_id: int,
         files: list[tuple[str, int, int]],
     ) -> None: ...

@@ -36,7 +36,7 @@ from torch.utils.data import RandomSampler
 
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
-from hybridfast.data.tokens import own_passages
+from hybridfast.data.tokenizing import own_passages
 from hybridfast.encoder import loading
 from hybridfast.encoder.feature_chunks import embed_again, taken, tokens_of
 from hybridfast.encoder.texts import cut_into_chunks

@@ -84,7 +84,7 @@ void Gatherer::build(const Schedule& schedule, std::uint32_t index, Batch& out) 
     }
   }
   const Corpus& corpus = plan_.corpus();
-  if (!corpus.token_ids) return;
+  if (!corpus.has_tokens()) return;
 
   plan_.locate(row, rows, located_);
   write(located_.query_spans, out.queries);
@@ -166,9 +166,14 @@ void Gatherer::copy_vectors(const Row* row, Batch& out) const {
 }
 
 void Gatherer::prefetch(const Span& span) const {
-  constexpr std::int64_t kLine = 64 / sizeof(std::int32_t);
-  const std::int32_t* tokens = plan_.corpus().token_ids + span.first;
-  for (std::int64_t at = 0; at < span.count + kLine - 1; at += kLine) __builtin_prefetch(tokens + at);
+  constexpr std::int64_t kLine = 64;
+  const Corpus& corpus = plan_.corpus();
+  const auto fetch = [&](const auto* ids) {
+    const char* const bytes = reinterpret_cast<const char*>(ids + span.first);
+    const auto count = span.count * static_cast<std::int64_t>(sizeof(*ids));
+    for (std::int64_t at = 0; at < count + kLine - 1; at += kLine) __builtin_prefetch(bytes + at);
+  };
+  corpus.narrow_token_ids ? fetch(corpus.narrow_token_ids) : fetch(corpus.token_ids);
 }
 
 // What row i of the global batch is masked by.
@@ -255,7 +260,7 @@ void Gatherer::write_padded(const std::vector<Span>& spans, Texts& out) const {
     if (i % kTurn == 0) give_way();
     if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
     const auto count = static_cast<std::size_t>(spans[i].count);
-    std::copy_n(corpus.token_ids + spans[i].first, count, ids);
+    corpus.copy_tokens(spans[i].first, count, ids);
     std::fill(ids + count, ids + out.length, pad);
     std::fill_n(mask, count, Int{1});
     std::fill(mask + count, mask + out.length, Int{0});
@@ -272,7 +277,7 @@ void Gatherer::write_flat(const std::vector<Span>& spans, Texts& out) const {
     if (i % kTurn == 0) give_way();
     if (i + kAhead < spans.size()) prefetch(spans[i + kAhead]);
     offsets[i] = offset;
-    std::copy_n(corpus.token_ids + spans[i].first, static_cast<std::size_t>(spans[i].count), ids + offset);
+    corpus.copy_tokens(spans[i].first, static_cast<std::size_t>(spans[i].count), ids + offset);
     offset += static_cast<Int>(spans[i].count);
   }
 }

@@ -65,11 +65,22 @@ struct Corpus {
   std::uint32_t groups = 0, languages = 0, sources = 0, versions = 0;
   const std::int64_t* version_indptr = nullptr;
   const std::int64_t* text_indptr = nullptr;
-  const std::uint64_t* negative_hash_H = nullptr;  // of all hard negatives, version by version; may be null
-  const std::int32_t* token_ids = nullptr;
+  const std::uint64_t* negative_hash_H = nullptr;   // of all hard negatives, version by version; may be null
+  const std::int32_t* token_ids = nullptr;          // or else
+  const std::uint16_t* narrow_token_ids = nullptr;  // those of a small vocabulary
   std::int64_t texts = 0, tokens = 0;
   std::int64_t pad_id = 0;
 
+  bool has_tokens() const { return token_ids || narrow_token_ids; }
+  // The ids from place `first` on, to the end of what `out` has room for.
+  template <class Int>
+  void copy_tokens(std::int64_t first, std::size_t count, Int* out) const {
+    if (narrow_token_ids) {
+      std::copy_n(narrow_token_ids + first, count, out);
+    } else {
+      std::copy_n(token_ids + first, count, out);
+    }
+  }
   std::int64_t negatives() const { return texts - 2 * std::int64_t{versions}; }  // hard ones, of all versions
   std::vector<File> files;                                                       // that the arrays map
 };

@@ -50,8 +50,11 @@ DTYPES = {
     "negative_hash_H": np.uint64,
     "version_indptr": np.int64,
     "text_indptr": np.int64,
-    "token_ids": np.int32,
+    "token_ids": np.int32,  # or uint16
 }
+
+
+CHUNK = 1 << 16  # groups looked at in one go
 
 
 def version_count(tokens: Tokens) -> int:
@@ -66,11 +69,12 @@ def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     arrays: dict[str, np.ndarray | None] = {}
     for name, dtype in DTYPES.items():
         array = getattr(tokens, name, None)
-        if name == "item_G" and array is not None and np.array_equal(array, np.arange(len(array))):
+        if name == "item_G" and array is not None and _counts_up(array):
             array = None  # every group its own item, as where nothing is said
         if name in (*text, "negative_hash_H") and tokens.token_ids is None:
             array = None
-        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+        narrow = name == "token_ids" and array is not None and array.dtype == np.uint16
+        if array is not None and not ((narrow or array.dtype == dtype) and array.flags.c_contiguous):
             raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype)} array, got {array.dtype}")
         if array is None and name in ("version_GL", "source_G"):
             raise ValueError(f"{name} must be an array, got None")
@@ -79,6 +83,13 @@ def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     if tokens.version_GL.shape != shape:
         raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
     return arrays
+
+
+def _counts_up(item_G: np.ndarray) -> bool:
+    """Whether it is 0, 1, 2, ..., without another array as long."""
+    parts = (slice(start, start + CHUNK) for start in range(0, len(item_G), CHUNK))
+    first_B = np.arange(CHUNK, dtype=np.int32)
+    return all(np.array_equal(item_G[part] - part.start, first_B[: len(item_G[part])]) for part in parts)
 
 
 def checked_vectors(i: int, array: np.ndarray, tokens: Tokens) -> np.ndarray:

@@ -9,40 +9,34 @@ the k-th of the k-th passages. A *source* is the data set that an item comes fro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hybridfast.data import tokens
-from hybridfast.data.columns import Version, version
-from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in
-from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.data import assembly, tokenizing
+from hybridfast.data.checking import SCHEMA
+from hybridfast.data.numbering import first_of, number, slices
+from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in, unread
+from hybridfast.data.spool import MEMORY, Store, cache_folder
+from hybridfast.data.texts import column_json, hash_column
+from hybridfast.data.tokens import TokenizedCorpus, TokenizerIds
 
 if TYPE_CHECKING:
     import datasets
 
 __all__ = ["ParallelCorpus"]
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("query", pa.string()),
-        ("passage", pa.string()),
-        ("negatives", pa.list_(pa.string())),
-        ("source", pa.string()),
-        ("split", pa.string()),
-    ]
-)
-CHUNK = 16_384  # rows validated at a time
+CHUNK = 16_384  # rows of a part of the fingerprint, and texts of one column before those of the other
+PART = 65_536  # rows looked at in one go
 
 
 class ParallelCorpus:
@@ -51,38 +45,103 @@ class ParallelCorpus:
     Args:
         table: columns ``id, lang, query, passage, negatives, source, split``; one row a version, validated.
         name: what the corpus is called in messages.
+        store: where its arrays are kept; default in memory.
 
     Use :meth:`load` or :meth:`from_rows`, which validate.
 
     ``items``, ``groups``, ``languages`` and ``sources`` are names; ``item_V``, ``group_V``, ``language_V``
     and ``source_V`` are each row's places among them. ``repeat_V`` counts the earlier rows of a row's item
     and language: with k of them it is of the group ``id#k+1``, whose number is behind those of all items.
+    ``notes`` says what was not read.
     """
 
-    def __init__(self, table: pa.Table, name: str) -> None:
+    def __init__(self, table: pa.Table, name: str, store: Store | None = None) -> None:
         self.table = table
         self.name = name
-        items = table.column("id").combine_chunks().dictionary_encode()
-        languages = table.column("lang").combine_chunks().dictionary_encode()
-        sources = table.column("source").combine_chunks().dictionary_encode()
-        self.items: list[str] = items.dictionary.to_pylist()
+        self.notes: list[str] = []
+        self.pieces = [(0, len(table))]  # the rows of each file
+        self.store = store or Store(cache_folder())
         # Sorted, so that a language keeps its number when rows are reordered.
-        self.languages: list[str] = sorted(languages.dictionary.to_pylist())
-        self.sources: list[str] = sorted(sources.dictionary.to_pylist())
-        self.item_V: NDArray[np.int32] = items.indices.to_numpy()
-        self.language_V: NDArray[np.int32] = _renumber(languages, self.languages)
-        self.source_V: NDArray[np.int32] = _renumber(sources, self.sources)
-        self.repeat_V = _repeats(self.item_V.astype(np.int64) * len(self.languages) + self.language_V)
-        self.groups: list[str] = self.items
-        self.group_V: NDArray[np.int32] = self.item_V
-        later_R = np.flatnonzero(self.repeat_V)
-        if len(later_R):
-            number: dict[tuple[int, int], int] = {}
-            repeats = zip(self.item_V[later_R].tolist(), self.repeat_V[later_R].tolist(), strict=True)
-            later = [number.setdefault(key, len(self.items) + len(number)) for key in repeats]
-            self.groups = self.items + [f"{self.items[item]}#{repeat + 1}" for item, repeat in number]
-            self.group_V = self.item_V.copy()
-            self.group_V[later_R] = later
+        self.languages, self.language_V = self._numbered("lang")
+        self.sources, self.source_V = self._numbered("source")
+        hashes = (hash_column(batch.column(0), 2) for _, batch in self.parts("id"))
+        numbers = number(hashes, self.language_V, len(self.languages), self.store)
+        self.num_items, self.num_groups = numbers.items, numbers.groups
+        self.item_V: NDArray[np.int32] = numbers.item_V
+        self.group_V: NDArray[np.int32] = numbers.group_V
+        self.repeat_V: NDArray[np.int32] = numbers.repeat_V
+
+    def parts(self, *columns: str, rows: int = PART) -> Iterator[tuple[slice, pa.RecordBatch]]:
+        """The table in batches of so many rows at most, each with its rows' numbers."""
+        done = 0
+        for batch in self.table.select(columns or SCHEMA.names).to_batches(max_chunksize=rows):
+            yield slice(done, done + batch.num_rows), batch
+            done += batch.num_rows
+
+    def _even(self, *columns: str, begin: int = 0, end: int | None = None) -> Iterator[list[pa.RecordBatch]]:
+        """CHUNK rows at a time, in one or more batches: wherever files and blocks of them ended."""
+        held: list[pa.RecordBatch] = []
+        missing = CHUNK
+        for part, batch in self.parts(*columns, rows=CHUNK):
+            first = max(begin - part.start, 0)
+            batch = batch.slice(first, max(min(end or part.stop, part.stop) - part.start - first, 0))
+            while batch.num_rows:
+                held.append(batch.slice(0, missing))
+                missing -= held[-1].num_rows
+                batch = batch.slice(held[-1].num_rows)
+                if not missing:
+                    yield held
+                    held, missing = [], CHUNK
+        if held:
+            yield held
+
+    def _numbered(self, column: str) -> tuple[list[str], NDArray[np.int32]]:
+        """The column's values, sorted, and each row's place among them."""
+        place: dict[str, int] = {}
+        code_V = self.store.empty(len(self), np.int32)
+        for part, batch in self.parts(column):
+            encoded = batch.column(0).dictionary_encode()
+            values = encoded.dictionary.to_pylist()
+            codes = np.array([place.setdefault(value, len(place)) for value in values], np.int32)
+            code_V[part] = codes[encoded.indices.to_numpy()]
+        names = sorted(place)
+        order = np.empty(len(names), np.int32)
+        order[[place[value] for value in names]] = np.arange(len(names))
+        for part in slices(len(code_V)):
+            code_V[part] = order[code_V[part]]
+        return names, code_V
+
+    @property
+    def items(self) -> list[str]:
+        """Every item's id, as a list made anew; see :meth:`item_names` where there are many."""
+        return list(itertools.chain.from_iterable(names.to_pylist() for names in self.item_names()))
+
+    @property
+    def groups(self) -> list[str]:
+        """Every group's name, likewise."""
+        return list(itertools.chain.from_iterable(names.to_pylist() for names in self.group_names()))
+
+    def item_names(self) -> Iterator[pa.StringArray]:
+        """The ids of the items, some at a time."""
+        before = -1
+        for part, batch in self.parts("id"):
+            item_B = self.item_V[part]
+            first_B = item_B > np.maximum.accumulate(np.append(before, item_B))[:-1]  # its number is new
+            before = max(before, int(item_B.max(initial=-1)))
+            yield batch.column(0).filter(pa.array(first_B))
+
+    def group_names(self) -> Iterator[pa.StringArray]:
+        """The names of the groups, some at a time."""
+        yield from self.item_names()
+        if self.num_groups == self.num_items:
+            return
+        before = self.num_items - 1
+        for part, batch in self.parts("id"):
+            later_B = np.where(self.repeat_V[part] > 0, self.group_V[part], -1)
+            first_B = later_B > np.maximum.accumulate(np.append(before, later_B))[:-1]
+            before = max(before, int(later_B.max(initial=-1)))
+            places = pa.array(self.repeat_V[part][first_B] + 1).cast(pa.string())
+            yield pc.binary_join_element_wise(batch.column(0).filter(pa.array(first_B)), places, "#")
 
     @classmethod
     def load(
@@ -92,6 +151,9 @@ class ParallelCorpus:
         config: str | None = None,
         split: str = "train",
         language: str | None = None,
+        streaming: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        memory: int = MEMORY,
     ) -> ParallelCorpus:
         """Read a corpus from a file, a folder, a hub name or a table in memory.
 
@@ -109,12 +171,18 @@ class ParallelCorpus:
         Args:
             source: a file, a folder of such files or one written by ``Dataset.save_to_disk``; a Dataset,
                 DatasetDict, pyarrow.Table, pandas.DataFrame or iterable of mappings; or else a name for
-                ``datasets.load_dataset``. Files are ``.parquet`` or, in UTF-8 and perhaps with ``.gz``:
-                ``.jsonl``, ``.json`` (an object a line, or an array, or objects over several lines),
+                ``datasets.load_dataset``. Files are ``.parquet``, ``.arrow`` or, in UTF-8 and perhaps with
+                ``.gz``, ``.bz2`` or ``.zst``: ``.jsonl``, ``.json`` (an object a line, or an array, or
+                objects over several lines),
                 ``.csv`` (RFC 4180) and ``.tsv`` (one line a row, a quote is text). Every row of the latter
                 two has as many fields as the header. Hidden files of a folder are ignored.
             config: for ``datasets.load_dataset``.
             split: for it, and of a DatasetDict.
+            streaming: for ``datasets.load_dataset``; rows are kept in the cache and not asked for again.
+            cache_dir: where rows that do not fit into `memory` are kept, validated, and mapped from; a file
+                that has not changed since is not read again. Default ``$HYBRIDFAST_CACHE`` or
+                ``~/.cache/hybridfast``.
+            memory: bytes of rows that are held in memory.
             language: of rows without ``lang``. Rows without ``id`` are then items of their own. Where it is
                 None and every file of a folder is called after a language, rows have their file's.
 
@@ -124,30 +192,39 @@ class ParallelCorpus:
                 twice, an empty text, half a character, no language tag, a row seen before, an ``(id, lang)``
                 with two queries, an item in two sources.
         """
+        store = Store(cache_folder(cache_dir), memory)
         if not isinstance(source, (str, os.PathLike)):
-            return cls.from_rows(rows_in(source, split), name="dataset", language=language)
+            return _of_rows(rows_in(source, split), "dataset", language, store)
         if not str(source):  # as a shell's unset variable is; Path would read the working folder
             raise FileNotFoundError("the corpus needs a name, got ''")
         path = Path(source)
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return cls.from_rows(from_disk(path, split), name=path.name, language=language)
+            return _of_rows(rows_in(from_disk(path, split)), path.name, language, store)
         if path.exists():
-            return _assemble(files_at(path, language), path.name, language)
+            corpus = _of_files(files_at(path, language), path.name, language, store)
+            corpus.notes += filter(None, [unread(path)])
+            return corpus
         if is_data_file(path) or path.is_absolute() or str(source).startswith("."):
             raise FileNotFoundError(f"{path}: no such file or folder")
         from datasets import load_dataset
 
-        return cls.from_rows(
-            load_dataset(str(source), config, split=split), name=str(source), language=language
-        )
+        if not streaming:
+            return _of_rows(
+                rows_in(load_dataset(str(source), config, split=split)), str(source), language, store
+            )
+        named = assembly.digest([str(source), config, split, language])
+
+        def rows() -> Iterator[tuple[int, Any]]:  # asked for only where the cache does not have them
+            yield from rows_in(load_dataset(str(source), config, split=split, streaming=True))
+
+        return _of_rows(rows(), str(source), language, Store(store.cache, room=0), named)
 
     @classmethod
     def from_rows(
         cls, rows: Iterable[Mapping[str, Any]] | Any, *, name: str = "rows", language: str | None = None
     ) -> ParallelCorpus:
         """Validate what is in memory, with the columns and in the forms that :meth:`load` describes."""
-        numbered = enumerate(rows_in(rows), start=1)
-        return _assemble([File(Path(name), numbered, name, language=language, unit="row ")], name, language)
+        return _of_rows(rows_in(rows), name, language, Store(cache_folder()))
 
     def __len__(self) -> int:
         """The number of versions: (group, language) rows."""
@@ -155,26 +232,31 @@ class ParallelCorpus:
 
     def __repr__(self) -> str:
         return (
-            f"ParallelCorpus({self.name!r}: {len(self.groups):,} groups, {len(self):,} versions in "
-            f"{_counted(self.languages, 'language')}, {_counted(self.sources, 'source')})"
+            f"ParallelCorpus({self.name!r}: {self.num_groups:,} groups, {len(self):,} versions in "
+            f"{_counted(self.languages, 'language')}, {_counted(self.sources, 'source')}"
+            + (f", {self.store.mapped / 1e9:.1f} GB mapped)" if self.store.mapped else ")")
         )
 
     @property
     def version_GL(self) -> NDArray[np.int32]:
         """The row of a group in a language, or -1 where that translation is missing."""
-        version_GL = np.full((len(self.groups), len(self.languages)), -1, np.int32)
-        version_GL[self.group_V, self.language_V] = np.arange(len(self), dtype=np.int32)
+        version_GL = self.store.empty((self.num_groups, len(self.languages)), np.int32)
+        for part in slices(self.num_groups):
+            version_GL[part] = -1
+        for part in slices(len(self)):
+            row_B = np.arange(part.start, part.stop, dtype=np.int32)
+            version_GL[self.group_V[part], self.language_V[part]] = row_B
         return version_GL
 
     @property
     def source_G(self) -> NDArray[np.int32]:
         """The source of each group: that of its first row, and in a validated corpus of all of them."""
-        return _first_of(self.source_V, self.group_V, len(self.groups))
+        return first_of(self.source_V, self.group_V, self.store.empty(self.num_groups, np.int32))
 
     @property
     def item_G(self) -> NDArray[np.int32]:
         """The item of each group: groups of one item answer the same question, so never are negatives."""
-        return _first_of(self.item_V, self.group_V, len(self.groups))
+        return first_of(self.item_V, self.group_V, self.store.empty(self.num_groups, np.int32))
 
     @property
     def query_hash_V(self) -> NDArray[np.uint64]:
@@ -187,25 +269,69 @@ class ParallelCorpus:
         return self._hashes("passage")
 
     def _hashes(self, column: str) -> NDArray[np.uint64]:
-        texts = self.table.column(column).to_pylist()
-        return np.fromiter(map(tokens.text_hash, texts), np.uint64, len(texts))
+        hash_V = self.store.empty(len(self), np.uint64)
+        for part, batch in self.parts(column):
+            hash_V[part] = hash_column(batch.column(0))[:, 0]
+        return hash_V
 
     @property
+    def item_hash_I(self) -> NDArray[np.uint64]:
+        """The hash of each item's id."""
+        return np.concatenate([hash_column(names)[:, 0] for names in self.item_names()])
+
+    @cached_property
     def fingerprint(self) -> str:
         """Names the data: every column of every row, but for the split."""
-        digest = hashlib.blake2b(digest_size=16)
-        for batch in self.table.drop_columns("split").to_batches(max_chunksize=CHUNK):
-            digest.update(json.dumps(batch.to_pydict()).encode())
+        return self._fingerprint(0, len(self))
+
+    @cached_property
+    def piece_fingerprints(self) -> list[str]:
+        """That of each file by itself; "" if it has hard negatives, which other files may rule out."""
+        names = []
+        for begin, end in self.pieces:
+            hard = self.table.column("negatives").slice(begin, end - begin)
+            whole = (begin, end) == (0, len(self))
+            known = self.fingerprint if whole else self._fingerprint(begin, end)
+            names.append("" if pc.sum(pc.list_value_length(hard)).as_py() else known)
+        return names
+
+    def _fingerprint(self, begin: int, end: int) -> str:
+        digest, names = hashlib.blake2b(digest_size=16), SCHEMA.names[:-1]
+        for rows in self._even(*names, begin=begin, end=end):
+            for i, name in enumerate(names):
+                digest.update(f"{', ' if i else '{'}{json.dumps(name)}: [".encode())
+                digest.update(b", ".join(column_json(batch.column(i)) for batch in rows))
+                digest.update(b"]")
+            digest.update(b"}")
         return digest.hexdigest()
 
-    @property
-    def split_V(self) -> NDArray[np.str_]:
-        """What each row is for: train, dev or test."""
-        return self.table.column("split").to_numpy().astype(str)
+    def in_split(self, split: str) -> NDArray[np.bool_]:
+        """Whether each row is for that: train, dev or test."""
+        there_V = np.empty(len(self), bool)
+        for part, batch in self.parts("split"):
+            there_V[part] = pc.equal(batch.column(0), split).to_numpy(zero_copy_only=False)
+        return there_V
 
     def where(self, row_V: NDArray[np.bool_]) -> ParallelCorpus:
         """The corpus of these rows alone."""
-        return ParallelCorpus(self.table.filter(pa.array(row_V)).combine_chunks(), self.name)
+        store = Store(self.store.cache, self.store.room)
+        ends = [int(row_V[:end].sum()) for _, end in self.pieces]
+        kept = (batch.filter(pa.array(row_V[part])) for part, batch in self.parts())
+        corpus = ParallelCorpus(store.table(kept, SCHEMA), self.name, store)
+        corpus.pieces = [*filter(lambda piece: piece[0] < piece[1], itertools.pairwise([0, *ends]))]
+        return corpus
+
+    def taken(self, column: str, rows: NDArray[np.integer]) -> list[str]:
+        """The texts of some rows, in their order."""
+        order = np.argsort(rows, kind="stable")
+        found = np.empty(len(rows), object)
+        sorted_rows = rows[order]
+        for part, batch in self.parts(column):
+            begin, end = np.searchsorted(sorted_rows, (part.start, part.stop))
+            if begin < end:
+                places = pa.array(sorted_rows[begin:end] - part.start)
+                found[order[begin:end]] = batch.column(0).take(places).to_pylist()
+        return list(found)
 
     def coverage(self) -> dict[str, int]:
         """How many groups exist in each language."""
@@ -220,10 +346,11 @@ class ParallelCorpus:
         return [[texts[len(texts) * i // 4 - (i == 4)] for i in range(5)] for texts in sides]
 
     def texts(self) -> Iterator[str]:
-        """Every query and passage, row by row."""
-        for batch in self.table.to_batches(max_chunksize=CHUNK):
-            yield from batch.column("query").to_pylist()
-            yield from batch.column("passage").to_pylist()
+        """Every query and passage, those of some rows at a time."""
+        for rows in self._even("query", "passage"):
+            for column in range(2):
+                for batch in rows:
+                    yield from batch.column(column).to_pylist()
 
     def tokenize(
         self,
@@ -256,10 +383,10 @@ class ParallelCorpus:
         ):
             if length < 1:
                 raise ValueError(f"{name} must be >= 1, got {length}")
-        return tokens.tokenize(
+        return tokenizing.tokenize(
             self,
-            tokens.TokenizerIds(tokenizer, query_prefix, max_query_length),
-            tokens.TokenizerIds(tokenizer, passage_prefix, max_passage_length),
+            TokenizerIds(tokenizer, query_prefix, max_query_length),
+            TokenizerIds(tokenizer, passage_prefix, max_passage_length),
             cache_dir=cache_dir,
             progress=progress,
         )
@@ -269,127 +396,17 @@ def _counted(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}" + ("" if len(names) == 1 else "s")
 
 
-# --- validating --------------------------------------------------------------------------------------------
+def _of_rows(
+    rows: Iterable[tuple[int, Any]], name: str, language: str | None, store: Store, kept: str | None = None
+) -> ParallelCorpus:
+    file = File(Path(name), rows, name, language=language, unit="row ", kept=kept)
+    return _of_files([file], name, language, store)
 
 
-def _assemble(files: list[File], name: str, language: str | None) -> ParallelCorpus:
-    tables: list[pa.Table] = []
-    lines = array("q")  # 8 bytes a row
-    first_row_of_file: list[int] = []
-    for file in files:
-        first_row_of_file.append(len(lines))
-        batches: list[pa.RecordBatch] = []
-        pending: list[Version] = []
-        name_of_file, id_needed = file.path.name, language is None
-        for line, row in file.rows:
-            try:
-                place = f"{name_of_file}:{line}"
-                pending.append(version(row, file.language, place, id_needed=id_needed))
-            except ValueError as error:
-                raise ValueError(f"{file.at(line)}: {error}") from None
-            lines.append(line)
-            if len(pending) == CHUNK:
-                batches.append(_batch(pending, file, lines))
-                pending.clear()
-        if pending:
-            batches.append(_batch(pending, file, lines))
-        tables.append(_named_source(pa.Table.from_batches(batches, SCHEMA), file))
-    if not lines:
-        raise ValueError(f"{name}: no rows")
-    table = pa.concat_tables(tables).combine_chunks()  # a fingerprint does not see where files ended
-    corpus = ParallelCorpus(table, name)
-
-    def at(row: int) -> str:
-        file = int(np.searchsorted(first_row_of_file, row, side="right")) - 1
-        return files[file].at(lines[row])
-
-    _check_repeats(corpus, at)
-    _check_sources(corpus, at)
+def _of_files(files: list[File], name: str, language: str | None, store: Store) -> ParallelCorpus:
+    table, ends, at = assembly.assemble(files, name, language, store)
+    corpus = ParallelCorpus(table, name, store)
+    corpus.pieces = [*itertools.pairwise([0, *ends])]
+    assembly.check_repeats(corpus, at)
+    assembly.check_sources(corpus, at)
     return corpus
-
-
-def _batch(versions: list[Version], file: File, lines: array[int]) -> pa.RecordBatch:
-    try:
-        columns = [
-            pa.array(column, field.type)
-            for column, field in zip(zip(*versions, strict=True), SCHEMA, strict=True)
-        ]
-    except UnicodeEncodeError:
-        for row, line in zip(versions, lines[-len(versions) :], strict=True):
-            for name, value in row._asdict().items():
-                for text in value if name == "negatives" else [value or ""]:
-                    if half := _SURROGATE.search(text):
-                        raise ValueError(
-                            f"{file.at(line)}: {name} holds half a character, {half[0]!r} at position "
-                            f"{half.start() + 1}"
-                        ) from None
-        raise
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair that JSON's \\u escapes were cut from
-
-
-def _named_source(table: pa.Table, file: File) -> pa.Table:
-    """Rows that name no source are of the file's."""
-    source = table.column("source")
-    if source.null_count:
-        source = source.fill_null(file.source(table.column("lang").unique().to_pylist()))
-    return table.set_column(SCHEMA.get_field_index("source"), "source", source)
-
-
-def _check_repeats(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
-    """Rows of one id and language have one query and different passages."""
-    key_V = corpus.item_V.astype(np.int64) * len(corpus.languages) + corpus.language_V
-    rows_R = np.flatnonzero(np.isin(key_V, key_V[corpus.repeat_V > 0]))
-    first: dict[int, tuple[int, str]] = {}
-    seen: dict[tuple[int, str], int] = {}
-    table = corpus.table.select(["id", "lang", "query", "passage"]).take(rows_R)
-    for row, own in zip(rows_R.tolist(), table.to_pylist(), strict=True):
-        key = int(key_V[row])
-        first_row, query = first.setdefault(key, (row, own["query"]))
-        named = f"{at(row)}: id {own['id']!r} in language {own['lang']!r}"
-        if own["query"] != query:
-            raise ValueError(f"{named} is already at {at(first_row)}, with another query: {query!r}")
-        if (earlier := seen.setdefault((key, own["passage"]), row)) != row:
-            raise ValueError(f"{named} is already at {at(earlier)}, with this query and passage")
-
-
-def _check_sources(corpus: ParallelCorpus, at: Callable[[int], str]) -> None:
-    """An item is in one source."""
-    source_I = _first_of(corpus.source_V, corpus.item_V, len(corpus.items))
-    strays = np.flatnonzero(source_I[corpus.item_V] != corpus.source_V)
-    if len(strays):
-        stray = int(strays[0])
-        item, source = corpus.item_V[stray], corpus.source_V[stray]
-        raise ValueError(
-            f"{at(stray)}: id {corpus.items[item]!r} is in source {corpus.sources[source]!r}, "
-            f"but in {corpus.sources[source_I[item]]!r} before"
-        )
-
-
-# --- small helpers -----------------------------------------------------------------------------------------
-
-
-def _repeats(key_V: NDArray[np.int64]) -> NDArray[np.int32]:
-    """How many earlier rows have each row's key, which is not negative."""
-    order_V = np.argsort(key_V, kind="stable")  # equal keys keep the order of their rows
-    place_V = np.arange(len(key_V), dtype=np.int32)
-    begins_V = np.diff(key_V[order_V], prepend=-1) != 0
-    repeat_V = np.empty_like(place_V)
-    repeat_V[order_V] = place_V - np.maximum.accumulate(np.where(begins_V, place_V, 0))
-    return repeat_V
-
-
-def _first_of(value_V: NDArray[np.int32], code_V: NDArray[np.int32], codes: int) -> NDArray[np.int32]:
-    """The value at each code's first row."""
-    value_C = np.empty(codes, np.int32)
-    # Of several values for one place NumPy keeps the last: backwards, the first row's.
-    value_C[code_V[::-1]] = value_V[::-1]
-    return value_C
-
-
-def _renumber(encoded: pa.DictionaryArray, order: list[str]) -> NDArray[np.int32]:
-    position = {value: index for index, value in enumerate(order)}
-    table = np.array([position[value] for value in encoded.dictionary.to_pylist()], np.int32)
-    return table[encoded.indices.to_numpy()]

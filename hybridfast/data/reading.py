@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -11,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -20,10 +22,45 @@ from hybridfast.data.columns import is_read
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["File", "files_at", "from_disk", "is_data_file", "lines", "rows_in"]
+__all__ = [
+    "File",
+    "Tables",
+    "TextRows",
+    "files_at",
+    "from_disk",
+    "is_data_file",
+    "lines",
+    "rows_in",
+    "unread",
+]
 
 Rows = Iterator[tuple[int, Any]]  # each with its line, or its number where there are no lines
 CHUNK = 16_384  # rows of a table turned into Python at a time
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """The rows of a text file, each with its line. Iterating reads the file anew."""
+
+    path: Path
+    kind: str  # json, csv or tsv
+
+    def __iter__(self) -> Rows:
+        return {"json": _json, "csv": _csv, "tsv": _tsv}[self.kind](self.path)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Rows that come as Arrow tables, each with its number. Iterating asks for the tables anew."""
+
+    tables: Callable[[], Iterable[pa.Table | pa.RecordBatch]]
+    path: Path | None = None  # of the file that they are in
+
+    def __iter__(self) -> Rows:
+        try:
+            yield from enumerate(_rows_of_batches(self.tables()), start=1)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
 
 @dataclass
@@ -32,11 +69,13 @@ class File:
 
     Args:
         path: the file, for messages.
-        rows: each with its line, or its number where there are no lines.
+        rows: each with its line, or its number where there are no lines; TextRows and Tables can be read in
+            one go.
         name: of the source of rows that name none; see :meth:`source`.
         home: that source's name where the file's own is no more than a language or a shard's number.
         language: of rows that name none.
         unit: put before the number where it is no line.
+        kept: what the rows are called in the cache, where they are no file.
     """
 
     path: Path
@@ -45,6 +84,7 @@ class File:
     home: str | None = None
     language: str | None = None
     unit: str = ""
+    kept: str | None = None
 
     def at(self, line: int) -> str:
         return f"{self.path}:{line}" if not self.unit else f"{self.path}: {self.unit}{line}"
@@ -80,7 +120,7 @@ def files_at(path: Path, language: str | None = None) -> list[File]:
     # Sorted: row numbers and the fingerprint must not depend on the file system's order.
     paths = sorted(file for file in visible if is_data_file(file) and file.is_file())
     if not paths:
-        raise ValueError(f"{path}: the folder holds none of {', '.join(sorted(READERS))}")
+        raise ValueError(f"{path}: the folder holds none of {', '.join(READERS)}")
     # Resolved, for the name of "." is empty.
     home, names = path.resolve().name, [_stem(file) for file in paths]
     by_language = language is None and all(map(_is_known_language, names))
@@ -91,12 +131,25 @@ def files_at(path: Path, language: str | None = None) -> list[File]:
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a reader knows its suffix, perhaps before ``.gz``."""
+    """Whether a reader knows its suffix, perhaps before ``.gz``, ``.bz2`` or ``.zst``."""
     return _suffix(path) in READERS
 
 
-def rows_in(source: Any, split: str | None = None) -> Iterable[Any]:
-    """The rows of what is in memory already.
+def unread(path: Path) -> str:
+    """What a data folder has that is not read, or nothing."""
+    if not path.is_dir():
+        return ""
+    others = sorted(
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and (entry.is_dir() or not is_data_file(entry))
+    )
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
+    return f"Not read in {path}: {named}" if others else ""
+
+
+def rows_in(source: Any, split: str | None = None) -> Iterable[tuple[int, Any]]:
+    """The rows of what is in memory already, each with its number.
 
     Args:
         source: a datasets.Dataset or IterableDataset, a dictionary of them, a pyarrow.Table, a
@@ -108,7 +161,7 @@ def rows_in(source: Any, split: str | None = None) -> Iterable[Any]:
     """
     if isinstance(source, (pa.Table, pa.RecordBatch)):
         _check_names(source.schema.names)
-        return _rows_of_batches([source])
+        return Tables(lambda: [source])
     if isinstance(source, Mapping):
         from datasets import DatasetDict, IterableDatasetDict
 
@@ -116,15 +169,14 @@ def rows_in(source: Any, split: str | None = None) -> Iterable[Any]:
             return rows_in(_split(source, split))
     elif hasattr(source, "itertuples") and hasattr(source, "columns"):  # a pandas.DataFrame
         _check_names(source.columns)
-        return (
-            dict(zip(source.columns, row, strict=True)) for row in source.itertuples(index=False, name=None)
-        )
+        columns, tuples = source.columns, source.itertuples(index=False, name=None)
+        return enumerate((dict(zip(columns, row, strict=True)) for row in tuples), start=1)
     elif hasattr(source, "with_format") and hasattr(source, "data"):  # a datasets.Dataset
         if source.format["type"] == "custom":  # a transform, which arrow's format would undo
-            return iter(source)
-        return _rows_of_batches(source.with_format("arrow").iter(CHUNK))
+            return enumerate(source, start=1)
+        return Tables(lambda: source.with_format("arrow").iter(CHUNK))
     elif isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
-        return source
+        return enumerate(source, start=1)
     raise ValueError(
         "expected a path, a Dataset, a DatasetDict, a pyarrow.Table, a pandas.DataFrame or an iterable of "
         f"mappings, got {type(source).__name__}"
@@ -155,12 +207,12 @@ _SHARD = re.compile(r"[-_.]?\d+-of-\d+(-[0-9a-f]+)?$|^part-\d+.*", re.IGNORECASE
 
 
 def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
 def _stem(path: Path) -> str:
     """The name without suffixes and without a shard's number."""
-    suffixes = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+    suffixes = path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffixes[-1:]
     return _SHARD.sub("", path.name.removesuffix("".join(suffixes)))
 
 
@@ -184,22 +236,50 @@ def _check_names(names: Iterable[Any]) -> None:
 # --- text --------------------------------------------------------------------------------------------------
 
 
+def _open_zstd(path: Path) -> IO[bytes]:
+    # A NativeFile has no lines by itself. Python's own zstd is of 3.14.
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
+
+
+COMPRESSED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zstd}
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, OSError)  # what reading such a file raises
+
+
+def opened(path: Path) -> Any:
+    """A file of bytes, unpacked."""
+    return COMPRESSED.get(path.suffix.lower(), lambda path: open(path, "rb"))(path)
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, gzipped or not, each with its number from 1 and its line break.
+    """The lines of a text file, compressed or not, each with its number from 1 and its line break.
 
     Raises:
-        ValueError: not UTF-8 or not gzip, with file and line.
+        ValueError: not UTF-8 or not gzip, bzip2 or Zstandard, with file and line.
     """
-    number = 0
+    number, suffix = 0, path.suffix.lower()
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        with opened(path) as file:
             for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark
+                yield number, _decoded(raw, number, path)
+    except DAMAGED as error:
+        if suffix not in COMPRESSED or getattr(error, "errno", None):
+            raise
+        kind = {".gz": "gzip", ".bz2": "bzip2", ".zst": "Zstandard"}[suffix]
+        raise ValueError(f"{path}:{number + 1}: not {kind}: {error}") from None
+
+
+def lines_of(block: bytes, first: int, path: Path) -> Iterator[tuple[int, str]]:
+    """The same of some lines of a file, of which the first has that number."""
+    for number, raw in enumerate(io.BytesIO(block), start=first):
+        yield number, _decoded(raw, number, path)
+
+
+def _decoded(raw: bytes, number: int, path: Path) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte order mark
     except UnicodeDecodeError as error:
         byte, column = error.object[error.start], error.start + 1
         raise ValueError(f"{path}:{number}: not UTF-8: byte 0x{byte:02x} at column {column}") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}:{number + 1}: not gzip: {error}") from None
 
 
 # --- JSON --------------------------------------------------------------------------------------------------
@@ -217,24 +297,40 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 def _json(path: Path) -> Rows:
     """An object a line; or one array of objects, or objects that each span lines."""
-    first = True
-    for number, line in lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = _DECODER.decode(line)
-        except json.JSONDecodeError as error:
-            if first:
-                break
-            raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        if first and isinstance(row, list):
-            break
-        first = False
-        yield number, row
-    if first:
+    if is_json_lines(lines(path), path):
+        yield from json_rows(lines(path), path)
+    else:
         yield from _json_document(path, "".join(line for _, line in lines(path)))
+
+
+def is_json_lines(numbered: Iterable[tuple[int, str]], path: Path) -> bool:
+    """Whether the first line that is not blank is a row by itself."""
+    for number, line in numbered:
+        if line.strip():
+            try:
+                return not isinstance(_json_row(line, number, path), list)
+            except json.JSONDecodeError:
+                return False
+    return False
+
+
+def json_rows(numbered: Iterable[tuple[int, str]], path: Path) -> Rows:
+    """The rows of lines that hold one each, or nothing."""
+    for number, line in numbered:
+        if line.strip():
+            try:
+                yield number, _json_row(line, number, path)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+
+
+def _json_row(line: str, number: int, path: Path) -> Any:
+    try:
+        return _DECODER.decode(line)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}:{number}: {error}") from None
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -274,29 +370,32 @@ def _json_document(path: Path, text: str) -> Rows:
 # --- separated values --------------------------------------------------------------------------------------
 
 
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Records as RFC 4180 quotes them, each with the line it begins on."""
+Records = Iterator[tuple[int, list[str]]]  # each with the line it begins on
+
+
+def csv_records(numbered: Iterable[tuple[int, str]], path: Path, first: int = 1) -> Records:
+    """Records as RFC 4180 quotes them, from lines of which the first has that number."""
     csv.field_size_limit(2**31 - 1)  # of the whole process; its default is 131,072
     # strict: a quote that is never closed is an error, and not a field that swallows the file.
-    reader = csv.reader((line for _, line in lines(path)), strict=True)
-    begin = 1
+    reader = csv.reader((line for _, line in numbered), strict=True)
+    begin = first
     try:
         for record in reader:
             yield begin, record
-            begin = reader.line_num + 1
+            begin = first + reader.line_num
     except csv.Error as error:
         raise ValueError(f"{path}:{begin}: not CSV: {error}") from None
 
 
-def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
+def tsv_records(numbered: Iterable[tuple[int, str]], path: Path, first: int = 1) -> Records:
     """One line, one record: a quote is text, as in the files of MS MARCO, OPUS or NTREX."""
-    for number, line in lines(path):
+    for number, line in numbered:
         text = line.removesuffix("\n").removesuffix("\r")
         yield number, text.split("\t") if text else []
 
 
-def _under_header(path: Path, records: Iterator[tuple[int, list[str]]]) -> Rows:
-    names: list[str] = []
+def under_header(path: Path, records: Records, names: list[str] | None = None) -> Rows:
+    """Records with names, which are those of the first record if they are not given."""
     for line, fields in records:
         if not fields:
             continue
@@ -312,6 +411,14 @@ def _under_header(path: Path, records: Iterator[tuple[int, list[str]]]) -> Rows:
             yield line, dict(zip(names, fields, strict=True))
 
 
+def _csv(path: Path) -> Rows:
+    return under_header(path, csv_records(lines(path), path))
+
+
+def _tsv(path: Path) -> Rows:
+    return under_header(path, tsv_records(lines(path), path))
+
+
 # --- tables ------------------------------------------------------------------------------------------------
 
 
@@ -325,34 +432,61 @@ def _rows_of_batches(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[An
             yield from known.slice(start, CHUNK).to_pylist()
 
 
-def _parquet(path: Path) -> Rows:
+def _tables(path: Path, kind: str, batches: Callable[[Path], Iterator[pa.RecordBatch]]) -> Tables:
+    def tables() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not {kind}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    return Tables(tables, path)
+
+
+def _of_parquet(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow.parquet import ParquetFile
 
-    try:
-        with ParquetFile(path) as file:
-            _check_names(file.schema_arrow.names)
-            yield from enumerate(_rows_of_batches(file.iter_batches(CHUNK)), start=1)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not Parquet: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    with ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        _check_names(names)
+        known = [name for name in names if is_read(name)]
+        for batch in file.iter_batches(2 * CHUNK, columns=known):
+            nulls = pa.nulls(batch.num_rows)
+            columns = [batch.column(name) if name in known else nulls for name in names]
+            yield pa.RecordBatch.from_arrays(columns, names=names)
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _json,
-    ".json": _json,
-    ".csv": lambda path: _under_header(path, _csv(path)),
-    ".tsv": lambda path: _under_header(path, _tsv(path)),
-    ".parquet": _parquet,
+def _of_arrow(path: Path) -> Iterator[pa.RecordBatch]:
+    """Arrow's file format, or its stream format, as datasets writes it."""
+    with pa.memory_map(str(path)) as file:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        _check_names(reader.schema.names)
+        for i in range(reader.num_record_batches) if is_file else ():
+            yield reader.get_batch(i)
+        if not is_file:
+            yield from reader
+
+
+# The readers of text, row by row, and of tables.
+READERS: dict[str, Callable[[Path], TextRows | Tables]] = {
+    ".csv": lambda path: TextRows(path, "csv"),
+    ".json": lambda path: TextRows(path, "json"),
+    ".jsonl": lambda path: TextRows(path, "json"),
+    ".parquet": lambda path: _tables(path, "Parquet", _of_parquet),
+    ".tsv": lambda path: TextRows(path, "tsv"),
+    ".arrow": lambda path: _tables(path, "Arrow", _of_arrow),
 }
 
 
-def _rows_of_file(path: Path) -> Rows:
+def _rows_of_file(path: Path) -> TextRows | Tables:
     reader = READERS.get(_suffix(path))
     if reader is None:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(sorted(READERS))}")
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(READERS)}")
     return reader(path)
 
 
 def _unit(path: Path) -> str:
-    return "row " if _suffix(path) == ".parquet" else ""
+    return "row " if _suffix(path) in (".parquet", ".arrow") else ""

@@ -6,35 +6,23 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from hybridfast.data.corpus import ParallelCorpus
 
 __all__ = [
     "TextIds",
     "TokenizedCorpus",
     "TokenizerIds",
     "joined",
-    "own_passages",
     "spans",
-    "text_hash",
-    "tokenize",
     "tokenizer_settings",
 ]
-
-FORMAT = 3  # of the token cache; part of its fingerprint
-CHUNK = 16_384  # rows tokenized and written at a time
 
 Ids = tuple[NDArray[np.int32], NDArray[np.int64]]  # of all texts, one after the other; how many each has
 
@@ -129,171 +117,10 @@ def _pad_id(tokenizer: Any) -> int:
     return int(pad_id or 0)
 
 
-def tokenize(
-    corpus: ParallelCorpus,
-    query: TextIds,
-    passage: TextIds,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> TokenizedCorpus:
-    """Tokenize every text once and memory-map the result.
-
-    Args:
-        query, passage: how queries, and how passages and hard negatives, become ids.
-        cache_dir: where token caches live, each in a folder named by the fingerprint of data and settings;
-            default ``$HYBRIDFAST_CACHE`` or ``~/.cache/hybridfast``.
-        progress: show a progress bar.
-    """
-    settings = {
-        "format": FORMAT,
-        "query": query.settings,
-        "passage": passage.settings,
-        "data": corpus.fingerprint,
-    }
-    fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
-    cache = Path(cache_dir or os.environ.get("HYBRIDFAST_CACHE") or Path.home() / ".cache" / "hybridfast")
-    folder = cache / fingerprint
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=cache))
-        try:
-            _write(corpus, unfinished, fingerprint, settings, query, passage, progress)
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process finished the same cache first
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return TokenizedCorpus.open(folder)
-
-
-def _write(
-    corpus: ParallelCorpus,
-    folder: Path,
-    fingerprint: str,
-    settings: dict[str, Any],
-    query: TextIds,
-    passage: TextIds,
-    progress: bool,
-) -> None:
-    passages_of = own_passages(corpus)
-    hashes = {side: array("Q") for side in ("query_hash_V", "passage_hash_V", "negative_hash_H")}
-    text_lengths, version_sizes = array("q"), array("q")
-    left_out = row = 0
-    hidden = None if progress else True  # None: where nobody watches
-    bar = tqdm(total=len(corpus), desc="tokenizing", unit=" rows", disable=hidden, leave=False)
-    with open(folder / "token_ids.bin", "wb") as ids_file, bar:
-        for batch in corpus.table.to_batches(max_chunksize=CHUNK):
-            queries, passages, negatives = (
-                batch.column(name).to_pylist() for name in ("query", "passage", "negatives")
-            )
-            documents: list[str] = []
-            sizes_B = np.empty(len(queries), np.int64)
-            for i, (positive, hard) in enumerate(zip(passages, negatives, strict=True)):
-                own = passages_of(row + i) if hard else ()
-                kept = [text for text in hard if text not in own]
-                left_out += len(hard) - len(kept)
-                documents += [positive, *kept]
-                sizes_B[i] = 1 + len(kept)
-            asked, told = query.ids(queries), passage.ids(documents)
-            document_hashes = _hashes(told)
-            is_passage = np.zeros(len(document_hashes), bool)
-            is_passage[np.cumsum(sizes_B) - sizes_B] = True
-            hashes["query_hash_V"].frombytes(_hashes(asked).tobytes())
-            hashes["passage_hash_V"].frombytes(document_hashes[is_passage].tobytes())
-            hashes["negative_hash_H"].frombytes(document_hashes[~is_passage].tobytes())
-            ids_T, lengths_B = _interleaved(asked, told, sizes_B)
-            ids_T.tofile(ids_file)
-            text_lengths.extend(lengths_B.tolist())
-            version_sizes.extend((1 + sizes_B).tolist())
-            row += len(queries)
-            bar.update(len(queries))
-    arrays: dict[str, NDArray[Any]] = {
-        "text_indptr": _indptr(text_lengths),
-        "version_indptr": _indptr(version_sizes),
-        "group_V": corpus.group_V,
-        "language_V": corpus.language_V,
-        "version_GL": corpus.version_GL,
-        "source_G": corpus.source_G,
-        "item_G": corpus.item_G,
-        **{name: np.frombuffer(values, np.uint64) for name, values in hashes.items()},
-    }
-    shapes = {"token_ids": ([int(arrays["text_indptr"][-1])], "int32")}
-    for name, values in arrays.items():
-        values.tofile(folder / f"{name}.bin")
-        shapes[name] = (list(values.shape), values.dtype.name)
-    meta = {
-        "fingerprint": fingerprint,
-        "name": corpus.name,
-        "settings": settings,
-        "languages": corpus.languages,
-        "sources": corpus.sources,
-        "pad_id": passage.pad_id,
-        "negatives_left_out": left_out,
-        "samples": corpus.samples(),
-        "arrays": shapes,
-    }
-    (folder / "groups.json").write_text(json.dumps(corpus.groups, ensure_ascii=False), encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def own_passages(corpus: ParallelCorpus) -> Callable[[int], set[str]]:
-    """The passages of a row's item in all languages: none of them is a negative of it, whoever mined it."""
-    passages = corpus.table.column("passage")
-    item_V = corpus.item_G[corpus.group_V]
-    order_V = np.argsort(item_V, kind="stable")
-    starts = np.searchsorted(item_V[order_V], np.arange(item_V.max() + 2))
-
-    def own(row: int) -> set[str]:
-        item = item_V[row]
-        return {passages[int(version)].as_py() for version in order_V[starts[item] : starts[item + 1]]}
-
-    return own
-
-
-def _interleaved(queries: Ids, documents: Ids, sizes_B: NDArray[np.int64]) -> Ids:
-    """Each query's ids followed by those of its documents, of which it has so many."""
-    query_lengths_B, document_lengths_D = queries[1], documents[1]
-    at_query = np.cumsum(1 + sizes_B) - 1 - sizes_B  # the place of each query among the texts
-    lengths = np.empty(len(query_lengths_B) + len(document_lengths_D), np.int64)
-    is_query = np.zeros(len(lengths), bool)
-    is_query[at_query] = True
-    lengths[is_query], lengths[~is_query] = query_lengths_B, document_lengths_D
-    starts = np.empty_like(lengths)
-    starts[is_query] = np.cumsum(query_lengths_B) - query_lengths_B
-    starts[~is_query] = np.cumsum(document_lengths_D) - document_lengths_D + len(queries[0])
-    return np.concatenate([queries[0], documents[0]])[spans(starts, lengths)], lengths
-
-
 def spans(starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> NDArray[np.int64]:
     """The places start, start + 1, ... of every span, one span after the other."""
     ends_B = np.cumsum(lengths_B)
     return np.arange(lengths_B.sum()) + np.repeat(starts_B - (ends_B - lengths_B), lengths_B)
-
-
-def _indptr(sizes: array[int]) -> NDArray[np.int64]:
-    indptr = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(np.frombuffer(sizes, np.int64), out=indptr[1:])
-    return indptr
-
-
-def text_hash(text: str) -> int:
-    """64 bits that equal texts share, in every process."""
-    return _hash(text.encode())
-
-
-def _hashes(texts: Ids) -> NDArray[np.uint64]:
-    """Of each text's ids: texts that differ in case alone are one to a tokenizer that lowers it."""
-    ids_T, lengths_B = texts
-    ends_B = np.cumsum(lengths_B)
-    data, step = ids_T.tobytes(), ids_T.itemsize
-    spans_B = zip(((ends_B - lengths_B) * step).tolist(), (ends_B * step).tolist(), strict=True)
-    return np.fromiter((_hash(data[start:end]) for start, end in spans_B), np.uint64, len(lengths_B))
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -312,8 +139,9 @@ class TokenizedCorpus:
     sources: list[str]  # (S,) sorted
     pad_id: int
     negatives_left_out: int  # hard negatives that equal a passage of their own item
+    pieces: list[list[Any]] = field(repr=False)  # its files: fingerprint, first row, row behind the last
     samples: list[list[str]] = field(repr=False)  # a few queries and a few passages
-    token_ids: NDArray[np.int32] = field(repr=False)  # (T,)
+    token_ids: NDArray[np.int32] | NDArray[np.uint16] = field(repr=False)  # (T,)
     text_indptr: NDArray[np.int64] = field(repr=False)  # (texts + 1,)
     version_indptr: NDArray[np.int64] = field(repr=False)  # (V + 1,)
     group_V: NDArray[np.int32] = field(repr=False)
@@ -350,7 +178,7 @@ class TokenizedCorpus:
             arrays[name] = (
                 np.memmap(file, dtype, "r", shape=tuple(shape)) if expected else np.empty(shape, dtype)
             )
-        return cls(path=folder, **meta, **arrays)
+        return cls(path=folder, **{"pieces": [], **meta}, **arrays)  # pieces: an earlier version had none
 
     def __reduce__(self) -> tuple[Callable[[Path], TokenizedCorpus], tuple[Path]]:
         return TokenizedCorpus.open, (self.path,)  # a pickle carries the path, not the data
@@ -359,11 +187,22 @@ class TokenizedCorpus:
         """The number of versions: (group, language) rows."""
         return len(self.group_V)
 
-    def text(self, index: int) -> NDArray[np.int32]:
+    def text(self, index: int) -> NDArray[np.int32] | NDArray[np.uint16]:
         """The token ids of one text."""
         return self.token_ids[self.text_indptr[index] : self.text_indptr[index + 1]]
 
     def group_ids(self) -> list[str]:
         """The ids of the groups as the data spelled them, in the order of their numbers."""
-        ids: list[str] = json.loads((self.path / "groups.json").read_text(encoding="utf-8"))
+        ids: list[str] = self._group_names().to_pylist()
         return ids
+
+    def group_id(self, group: int) -> str:
+        """One of them."""
+        name: str = self._group_names()[group].as_py()
+        return name
+
+    def _group_names(self) -> pa.ChunkedArray:
+        if (self.path / "groups.json").is_file():  # as it once was
+            return pa.chunked_array([json.loads((self.path / "groups.json").read_text(encoding="utf-8"))])
+        with pa.memory_map(str(self.path / "groups.arrow")) as file:
+            return pa.ipc.open_file(file).read_all().column(0)

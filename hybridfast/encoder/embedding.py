@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridfast.data import tokens
+from hybridfast.data import tokenizing, tokens
 from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
@@ -454,7 +454,7 @@ def tokenize(
     query, document = _both(model, corpus.samples())
     for side in (query, document):
         side.check()
-    return tokens.tokenize(corpus, query, document, cache_dir=cache_dir, progress=progress)
+    return tokenizing.tokenize(corpus, query, document, cache_dir=cache_dir, progress=progress)
 
 
 def sides(model: SentenceTransformer, tokenized: TokenizedCorpus) -> tuple[Side, Side]:

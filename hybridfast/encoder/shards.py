@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
+from hybridfast.data.spool import write_whole
 from hybridfast.encoder import loading
 
 if TYPE_CHECKING:
@@ -175,13 +176,3 @@ def weights_hash(model: SentenceTransformer) -> str:
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     digest.update(str(model.truncate_dim).encode())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that holds all of it or what it held before, whatever happens meanwhile."""
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)

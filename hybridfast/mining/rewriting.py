@@ -75,6 +75,7 @@ def _write(tokens: TokenizedCorpus, negative_VK: NDArray[np.int64], folder: Path
         meta["arrays"][name] = [list(values.shape), values.dtype.name]
     for name in meta["arrays"].keys() - arrays.keys() - {"token_ids"}:
         shutil.copyfile(tokens.path / f"{name}.bin", folder / f"{name}.bin")
-    shutil.copyfile(tokens.path / "groups.json", folder / "groups.json")
-    meta |= {"fingerprint": fingerprint, "negatives_left_out": 0}
+    for names in tokens.path.glob("groups.*"):
+        shutil.copyfile(names, folder / names.name)
+    meta |= {"fingerprint": fingerprint, "negatives_left_out": 0, "pieces": []}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")

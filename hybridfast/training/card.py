@@ -178,7 +178,7 @@ def _data(corpus: ParallelCorpus, config: TrainConfig) -> str:
     ]
     used = "" if config.languages is None else f"; of these, {', '.join(config.languages)} were trained on"
     return (
-        f"## Data\n\n{corpus.name}: {len(corpus.groups):,} groups of translations, pairs of a query and a "
+        f"## Data\n\n{corpus.name}: {corpus.num_groups:,} groups of translations, pairs of a query and a "
         f"passage by language and source{used}:\n\n" + "\n".join(lines) + "\n"
     )
 

@@ -55,6 +55,7 @@ class TrainConfig(ModelSettings):
     )
     data_config: str | None = setting(None, "Configuration of a data set on the hub.")
     data_split: str = setting("train", "Split of a data set on the hub.")
+    data_streaming: bool = setting(False, "Read a data set on the hub as a stream, once, into the cache.")
     language: str | None = setting(None, "Language of all rows, for data without a lang column.")
     languages: list[str] | None = setting(
         None, "Train on these languages only, such as ar de en. Default: all."

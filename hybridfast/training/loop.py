@@ -320,6 +320,5 @@ def make_sampler(
 
 
 def _what_was_not_finite(loss: float, step: int, batch: Batch, tokens: TokenizedCorpus) -> str:
-    names = tokens.group_ids()
-    first = ", ".join(repr(names[group]) for group in batch.groups[:4].tolist())
+    first = ", ".join(repr(tokens.group_id(group)) for group in batch.groups[:4].tolist())
     return f"the loss is {loss} at step {step} (epoch {batch.epoch}, batch {batch.index}: ids {first}, ...)"

@@ -41,7 +41,7 @@ __all__ = ["READING", "Project", "batch_type", "runs_of"]
 READING = (
     *("model", "revision", "trust_remote_code", "model_kwargs", "query_prefix", "passage_prefix"),
     *("max_query_length", "max_passage_length", "similarity", "device", "dimension", "vocabulary_size"),
-    *("data", "data_config", "data_split", "language", "eval_dataset", "eval_data_dir"),
+    *("data", "data_config", "data_split", "data_streaming", "language", "eval_dataset", "eval_data_dir"),
     *("eval_steps", "validation_split", "validation_dataset", "metric_for_best_model", "batch_size"),
 )
 PROMPTS = ("Query: ", "Passage: ")  # the paper's, for models without prompts of their own
@@ -208,9 +208,16 @@ class Project:
 def _load_corpus(config: TrainConfig) -> ParallelCorpus:
     if config.data == "cldr":
         return ParallelCorpus.from_rows(cldr.training_rows(), name="cldr")
-    return ParallelCorpus.load(
-        config.data, config=config.data_config, split=config.data_split, language=config.language
+    corpus = ParallelCorpus.load(
+        config.data,
+        config=config.data_config,
+        split=config.data_split,
+        language=config.language,
+        streaming=config.data_streaming,
     )
+    for note in corpus.notes:
+        print(note)
+    return corpus
 
 
 def _hard_negatives(corpus: ParallelCorpus) -> int:

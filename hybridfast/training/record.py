@@ -23,7 +23,7 @@ FREE = {
     *("tokens_per_chunk", "activation_memory", "gradient_checkpointing", "exchange", "shard"),
     "teacher_dir",
     *("eval_dataset", "eval_data_dir", "eval_batch_size", "eval_before"),
-    *("data", "data_config", "data_split", "language"),  # known by what they hold
+    *("data", "data_config", "data_split", "data_streaming", "language"),  # known by what they hold
 }
 
 

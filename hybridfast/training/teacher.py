@@ -150,7 +150,7 @@ class _Making:
     def _texts(self, corpus: ParallelCorpus, column: str) -> list[str | None]:
         """Every group's text in the pivot language, or None."""
         known = self.row_G >= 0
-        texts = iter(corpus.table.column(column).take(self.row_G[known]).to_pylist())
+        texts = iter(corpus.taken(column, self.row_G[known]))
         return [next(texts) if there else None for there in known.tolist()]
 
     def told(self, rows_GK: NDArray[np.float16]) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridfast.data.corpus import ParallelCorpus
-from hybridfast.data.tokens import text_hash
 from hybridfast.encoder import embedding
 from hybridfast.encoder.embedding import Side
 from hybridfast.evaluation import readers, rows
@@ -44,8 +43,7 @@ def hold_out(corpus: ParallelCorpus, config: TrainConfig) -> tuple[ParallelCorpu
         ValueError: there is nothing to validate on, or there are two such things; a metric that does not
             exist, or is not defined on this set.
     """
-    split_V = corpus.split_V
-    train_V, dev_V = split_V == "train", split_V == "dev"
+    train_V, dev_V = corpus.in_split("train"), corpus.in_split("dev")
     if config.validation_split:
         for name, other in (
             ("rows whose split is dev", bool(dev_V.any())),
@@ -77,7 +75,7 @@ def hold_out(corpus: ParallelCorpus, config: TrainConfig) -> tuple[ParallelCorpu
 
 def _share(corpus: ParallelCorpus, share: float) -> NDArray[np.bool_]:
     """Rows of that share of the ids, one at least."""
-    hash_I = np.array([text_hash(item) for item in corpus.items], np.uint64)
+    hash_I = corpus.item_hash_I
     chosen_I = np.zeros(len(hash_I), bool)
     chosen_I[np.argsort(hash_I, kind="stable")[: max(1, round(share * len(hash_I)))]] = True
     return chosen_I[corpus.item_V]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hybridfast.data import tokenizing
 from hybridfast.data.corpus import ParallelCorpus
-from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.data.sampler import HybridSampler
+from hybridfast.data.tokens import TokenizedCorpus, TokenizerIds
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -142,3 +146,98 @@ def test_a_pickle_is_a_path(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert copy.fingerprint == tokens.fingerprint
     assert np.array_equal(copy.token_ids, tokens.token_ids)
     assert len(pickle.dumps(tokens)) < 1_000
+
+
+def test_a_file_is_tokenized_once_whatever_stands_beside_it(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding one costs that one: the others' ids are copied, and are those of tokenizing all."""
+    monkeypatch.setattr(tokenizing, "CHUNK", 3)
+    monkeypatch.setattr(tokenizing, "SHARD", 1)
+    folder = tmp_path / "set"
+    folder.mkdir()
+
+    def add(name: str, language: str, **more: str) -> None:
+        lines = [
+            {
+                "id": i,
+                "lang": language,
+                "query": f"red {i}",
+                "passage": f"sea {name} {i}",
+                "source": "s",
+                **more,
+            }
+            for i in range(5)
+        ]
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    read: list[str] = []
+    real = TokenizerIds.ids
+
+    def ids(self: TokenizerIds, texts: Any) -> Any:
+        read.extend(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(TokenizerIds, "ids", ids)
+
+    def tokens(cache: str, **settings: Any) -> TokenizedCorpus:
+        read.clear()
+        corpus = ParallelCorpus.load(folder)
+        return corpus.tokenize(tokenizer, cache_dir=tmp_path / cache, progress=False, **settings)
+
+    add("b-en.jsonl", "en")
+    tokens("cache")
+    add("a-de.jsonl", "de")
+    add("c-th.jsonl", "th")
+    joined = tokens("cache")
+    assert len(read) == 2 * 10
+    assert not any("b-en" in text for text in read)
+    whole = tokens("other")
+    assert len(read) == 2 * 15
+    for name in whole.__dataclass_fields__:
+        if name not in ("path",):
+            assert np.array_equal(getattr(joined, name), getattr(whole, name)), name
+    tokens("cache", query_prefix="q ")
+    assert len(read) == 2 * 15  # by other settings they are other ids
+    add("d-tr.jsonl", "tr", negative="sea a-de.jsonl 1")
+    assert tokens("cache").negatives_left_out == 1  # which only the whole corpus tells
+    assert len(read) == 2 * 5 + 4
+
+
+def test_ids_take_two_bytes_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "CHUNK", 1)
+    batches = []
+    for largest in (65_535, 65_536):
+        words = {"[UNK]": 0, "sea": largest, "red": 5}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokens = tokenized(tokenizer, tmp_path)
+        assert tokens.token_ids.dtype == (np.uint16 if largest < 2**16 else np.int32)
+        assert {*tokens.token_ids.tolist()} == {*words.values()}
+        assert json.loads((tokens.path / "meta.json").read_text())["arrays"]["token_ids"][1] in (
+            "uint16",
+            "int32",
+        )
+        wide = replace(tokens, token_ids=tokens.token_ids.astype(np.int32))
+        for some in (tokens, wide):
+            for layout in ("flat", "padded"):
+                with HybridSampler(some, 2, alpha=1.0, dedup=None, layout=layout, negatives=1) as sampler:
+                    batches.append([batch.passages["input_ids"].tolist() for batch in sampler.epoch(0)])
+        assert batches[-4:-2] == batches[-2:]
+
+
+def test_earlier_caches_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """With ids of four bytes, names of groups as JSON, and no pieces."""
+    tokens = tokenized(tokenizer, tmp_path)
+    ids, names = tokens.token_ids.astype(np.int32), tokens.group_ids()
+    meta = json.loads((tokens.path / "meta.json").read_text())
+    del meta["pieces"]
+    meta["arrays"]["token_ids"][1] = "int32"
+    (tokens.path / "meta.json").write_text(json.dumps(meta))
+    ids.tofile(tokens.path / "token_ids.bin")
+    (tokens.path / "groups.arrow").unlink()
+    (tokens.path / "groups.json").write_text(json.dumps(names))
+    earlier = tokenized(tokenizer, tmp_path)
+    assert np.array_equal(earlier.token_ids, ids)
+    assert earlier.token_ids.dtype == np.int32
+    assert (earlier.group_ids(), earlier.group_id(1)) == (names, names[1])

@@ -1,0 +1,67 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "bind_arrays.h"
+#include "bindings.h"
+#include "texts.h"
+
+namespace py = pybind11;
+
+namespace hybridfast {
+namespace {
+
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+// Ascending places within 0 to size.
+void check_indptr(const char* name, const Integers& indptr, std::int64_t size) {
+  const auto places = view(indptr);
+  bool good = !places.empty() && places.front() >= 0 && places.back() <= size;
+  for (std::size_t i = 1; good && i < places.size(); ++i) good = places[i - 1] <= places[i];
+  if (!good) {
+    throw std::invalid_argument(std::string(name) + " must ascend from 0 or more to " + std::to_string(size) +
+                                " at most");
+  }
+}
+
+TextSpans checked(const Bytes& data, const Integers& indptr) {
+  check_indptr("indptr", indptr, data.size());
+  return {data.data(), view(indptr)};
+}
+
+py::array_t<std::uint64_t> hashes_of(const Bytes& data, const Integers& indptr, int words) {
+  if (words < 1 || words > 8)
+    throw std::invalid_argument("words must be 1 to 8, got " + std::to_string(words));
+  const TextSpans texts = checked(data, indptr);
+  py::array_t<std::uint64_t> hashes({texts.size(), static_cast<std::size_t>(words)});
+  std::uint64_t* const out = hashes.mutable_data();
+  const py::gil_scoped_release release;
+  hash_texts(texts, words, out);
+  return hashes;
+}
+
+py::bytes json_of(const Bytes& data, const Integers& indptr, const std::optional<Integers>& list_indptr) {
+  const TextSpans texts = checked(data, indptr);
+  if (list_indptr) check_indptr("list_indptr", *list_indptr, static_cast<std::int64_t>(texts.size()));
+  std::string json;
+  {
+    const py::gil_scoped_release release;
+    json.reserve(static_cast<std::size_t>(data.size()) + 4 * texts.size());
+    list_indptr ? append_json(texts, view(*list_indptr), json) : append_json(texts, json);
+  }
+  return py::bytes(json);
+}
+
+}  // namespace
+
+void register_texts(py::module_& module) {
+  module.def("text_hashes", &hashes_of, py::arg("data").noconvert(), py::arg("indptr").noconvert(),
+             py::arg("words"));
+  module.def("text_json", &json_of, py::arg("data").noconvert(), py::arg("indptr").noconvert(),
+             py::arg("list_indptr").noconvert() = py::none());
+}
+
+}  // namespace hybridfast

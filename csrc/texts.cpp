@@ -1,0 +1,149 @@
+#include "texts.h"
+
+#include <bit>
+#include <cstring>
+
+namespace hybridfast {
+namespace {
+
+// --- BLAKE2b, RFC 7693 -------------------------------------------------------------------------------------
+
+constexpr std::uint64_t kStart[8] = {0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b,
+                                     0xa54ff53a5f1d36f1, 0x510e527fade682d1, 0x9b05688c2b3e6c1f,
+                                     0x1f83d9abfb41bd6b, 0x5be0cd19137e2179};
+constexpr std::uint8_t kOrder[10][16] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+                                         {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
+                                         {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4},
+                                         {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
+                                         {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13},
+                                         {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
+                                         {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11},
+                                         {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
+                                         {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5},
+                                         {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0}};
+constexpr std::size_t kBlock = 128;
+
+inline void mix(std::uint64_t& a, std::uint64_t& b, std::uint64_t& c, std::uint64_t& d, std::uint64_t x,
+                std::uint64_t y) {
+  a += b + x;
+  d = std::rotr(d ^ a, 32);
+  c += d;
+  b = std::rotr(b ^ c, 24);
+  a += b + y;
+  d = std::rotr(d ^ a, 16);
+  c += d;
+  b = std::rotr(b ^ c, 63);
+}
+
+void compress(std::uint64_t (&state)[8], const std::uint8_t* block, std::uint64_t bytes, bool last) {
+  std::uint64_t m[16], v[16];
+  std::memcpy(m, block, kBlock);
+  if constexpr (std::endian::native == std::endian::big)
+    for (std::uint64_t& word : m) word = __builtin_bswap64(word);
+  for (int i = 0; i < 8; ++i) v[i] = state[i], v[8 + i] = kStart[i];
+  v[12] ^= bytes;
+  if (last) v[14] = ~v[14];
+  // Unrolled, the order of words is known when this is compiled: they need not be looked up.
+#pragma GCC unroll 12
+  for (int round = 0; round < 12; ++round) {
+    const std::uint8_t* s = kOrder[round % 10];
+    mix(v[0], v[4], v[8], v[12], m[s[0]], m[s[1]]);
+    mix(v[1], v[5], v[9], v[13], m[s[2]], m[s[3]]);
+    mix(v[2], v[6], v[10], v[14], m[s[4]], m[s[5]]);
+    mix(v[3], v[7], v[11], v[15], m[s[6]], m[s[7]]);
+    mix(v[0], v[5], v[10], v[15], m[s[8]], m[s[9]]);
+    mix(v[1], v[6], v[11], v[12], m[s[10]], m[s[11]]);
+    mix(v[2], v[7], v[8], v[13], m[s[12]], m[s[13]]);
+    mix(v[3], v[4], v[9], v[14], m[s[14]], m[s[15]]);
+  }
+  for (int i = 0; i < 8; ++i) state[i] ^= v[i] ^ v[8 + i];
+}
+
+void blake2b(const std::uint8_t* data, std::size_t bytes, int words, std::uint64_t* out) {
+  std::uint64_t state[8];
+  std::memcpy(state, kStart, sizeof state);
+  state[0] ^= 0x01010000 ^ (8 * static_cast<std::uint64_t>(words));  // no key, one leaf
+  std::size_t done = 0;
+  for (; bytes - done > kBlock; done += kBlock) compress(state, data + done, done + kBlock, false);
+  std::uint8_t rest[kBlock] = {};  // the last block, even of no bytes, is filled up with zeros
+  if (bytes > done) std::memcpy(rest, data + done, bytes - done);
+  compress(state, rest, bytes, true);
+  std::memcpy(out, state, 8 * static_cast<std::size_t>(words));
+}
+
+// --- JSON --------------------------------------------------------------------------------------------------
+
+void append_unit(std::uint32_t unit, std::string& out) {
+  constexpr char kHex[] = "0123456789abcdef";
+  const char text[] = {'\\',           'u', kHex[unit >> 12 & 15], kHex[unit >> 8 & 15], kHex[unit >> 4 & 15],
+                       kHex[unit & 15]};
+  out.append(text, sizeof text);
+}
+
+// One character that is not written as itself; returns where the next one begins.
+const std::uint8_t* append_escaped(const std::uint8_t* at, std::string& out) {
+  const std::uint32_t first = *at;
+  if (first < 0x80) {
+    constexpr char kFrom[] = "\"\\\n\r\t\f\b", kTo[] = "\"\\nrtfb";
+    const char* const found = first ? std::strchr(kFrom, static_cast<int>(first)) : nullptr;
+    if (found) {
+      out += '\\';
+      out += kTo[found - kFrom];
+    } else {
+      append_unit(first, out);
+    }
+    return at + 1;
+  }
+  const int more = first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
+  std::uint32_t code = first & (0x3f >> more);
+  for (int i = 1; i <= more; ++i) code = code << 6 | (at[i] & 0x3f);
+  if (code < 0x10000) {
+    append_unit(code, out);
+  } else {  // as the two halves of UTF-16
+    append_unit(0xd800 + ((code - 0x10000) >> 10), out);
+    append_unit(0xdc00 + ((code - 0x10000) & 0x3ff), out);
+  }
+  return at + 1 + more;
+}
+
+void append_text(const std::uint8_t* begin, const std::uint8_t* end, std::string& out) {
+  const auto plain = [](std::uint8_t c) { return c >= ' ' && c < 0x7f && c != '"' && c != '\\'; };
+  out += '"';
+  for (const std::uint8_t* at = begin; at < end;) {
+    const std::uint8_t* run = at;
+    while (run < end && plain(*run)) ++run;
+    out.append(reinterpret_cast<const char*>(at), static_cast<std::size_t>(run - at));
+    at = run < end ? append_escaped(run, out) : end;
+  }
+  out += '"';
+}
+
+void append_range(const TextSpans& texts, std::int64_t begin, std::int64_t end, std::string& out) {
+  for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+    if (i > static_cast<std::size_t>(begin)) out += ", ";
+    append_text(texts.data + texts.indptr[i], texts.data + texts.indptr[i + 1], out);
+  }
+}
+
+}  // namespace
+
+void hash_texts(const TextSpans& texts, int words, std::uint64_t* out) {
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    blake2b(texts.data + texts.indptr[i], static_cast<std::size_t>(texts.indptr[i + 1] - texts.indptr[i]),
+            words, out + i * static_cast<std::size_t>(words));
+  }
+}
+
+void append_json(const TextSpans& texts, std::string& out) {
+  append_range(texts, 0, static_cast<std::int64_t>(texts.size()), out);
+}
+
+void append_json(const TextSpans& texts, std::span<const std::int64_t> list_indptr, std::string& out) {
+  for (std::size_t i = 0; i + 1 < list_indptr.size(); ++i) {
+    out += i ? ", [" : "[";
+    append_range(texts, list_indptr[i], list_indptr[i + 1], out);
+    out += ']';
+  }
+}
+
+}  // namespace hybridfast
