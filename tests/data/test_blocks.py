@@ -177,7 +177,7 @@ def test_tables(
             column = pa.array([row.get(name) for row in rows])
             if pa.types.is_struct(column.type):  # which Parquet cannot hold without a field
                 column = pa.nulls(len(rows))
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             column = pa.array([str(row.get(name)) for row in rows])
         if pa.types.is_string(column.type):
             kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()]
