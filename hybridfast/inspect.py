@@ -118,7 +118,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     if held_out := counts["dev"] + counts["test"]:
         if not counts["train"]:
             raise ValueError(f"{everything.name}: the split of all rows is dev or test: none is trained on")
-        train_V = everything.split_V == "train"
+        train_V = everything.in_split("train")
         corpus = everything.where(train_V)
         name = f"{everything.name}, {held_out:,} rows whose split is dev or test"
         sets.append(overlap.held_rows(everything.where(~train_V), name))

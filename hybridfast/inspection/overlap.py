@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hybridfast.data.corpus import ParallelCorpus
-from hybridfast.data.tokens import text_hash
+from hybridfast.data.texts import hash_column
 from hybridfast.evaluation import miracl, readers
 from hybridfast.inspection.containment import Contained
 from hybridfast.inspection.duplicates import EXAMPLES, example
@@ -102,8 +103,8 @@ class Held:
             places = np.flatnonzero(normal_B)
             exact_B = np.zeros(len(normal_B), bool)
             if len(places):  # what is equal is equal when normalised
-                exact = [text_hash(texts[own][place]) for place in places]
-                exact_B[places] = self._meet(0, kind, np.array(exact, np.uint64))
+                exact = _hashes([texts[own][place] for place in places])
+                exact_B[places] = self._meet(0, kind, exact)
             for form, found_B in enumerate((exact_B, normal_B)):
                 self.rows[form][kind] += np.bincount(language_B[found_B], minlength=len(corpus.languages))
                 any_FB[form] |= found_B
@@ -225,22 +226,17 @@ def overlap(corpus: ParallelCorpus, sets: Sequence[Held], *, progress: bool = Tr
     return [held.found(corpus) for held in sets]
 
 
-EMPTY = np.uint64(text_hash(""))  # of punctuation alone, normalised: no such texts are equal
-
-
 def _hashed(
     texts: Iterable[str],
 ) -> tuple[tuple[NDArray[np.uint64], NDArray[np.uint64]], dict[str, None]]:
     """The hashes of both forms, and the distinct normalised texts."""
-    exact, normal = [], []
-    distinct: dict[str, None] = {}
-    for text in texts:
-        form = normalised(text)
-        exact.append(text_hash(text))
-        normal.append(text_hash(form))
-        distinct[form] = None
-    return (np.array(exact, np.uint64), np.array(normal, np.uint64)), distinct
+    exact = [*texts]
+    normal = [normalised(text) for text in exact]
+    return (_hashes(exact), _hashes(normal)), dict.fromkeys(normal)
 
 
-def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
-    return np.fromiter(map(text_hash, texts), np.uint64)
+def _hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    return hash_column(pa.array(texts, pa.string()))[:, 0]
+
+
+EMPTY = _hashes([""])[0]  # of punctuation alone, normalised: no such texts are equal
