@@ -47,9 +47,7 @@ def estimate(study: Study, worker: Worker) -> str:
         )
         for entry in entries:
             grid = "; ".join(point.name for point in entry.points if point.name)
-            what = (
-                f"the mean of {', '.join(entry.average)}" if entry.average else f"{_runs(entry)} runs: {grid}"
-            )
+            what = f"the mean of {_shares(entry)}" if entry.average else f"{_runs(entry)} runs: {grid}"
             lines.append(f"  {entry.strategy}: {what}; seeds {', '.join(map(str, entry.seeds))}")
     lines.append(f"In all {duration(whole)} for one process; several share it")
     return "\n".join(lines)
@@ -64,6 +62,11 @@ def _seconds_a_text(model: SentenceTransformer, texts: Sequence[str], batch_size
         encode(model, some, some[:1], batch_size=batch_size, progress=False)
         seconds.append(time.perf_counter() - start)
     return max(seconds[1] - seconds[0], 0.0) / TEXTS
+
+
+def _shares(entry: Entry) -> str:
+    alike = len({*entry.average.values()}) == 1
+    return ", ".join(name if alike else f"{share:g} {name}" for name, share in entry.average.items())
 
 
 def _runs(entry: Entry) -> int:

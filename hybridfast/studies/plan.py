@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from hybridfast.training.config import TrainConfig
 
-__all__ = ["Entry", "Point", "Study", "read"]
+__all__ = ["UNTRAINED", "Entry", "Point", "Study", "read"]
 
 ConfigOf = Callable[[list[str]], TrainConfig]
 # What the study sets by itself.
@@ -26,6 +27,7 @@ KEYS = (
     *("baselines", "unseen_languages", "resamples"),
 )
 SELECT = ("mAP mono", "mAP cross", "mAP multi")
+UNTRAINED = "untrained"  # what every strategy begins from
 SHORT = {"learning_rate": "lr"}  # in names of folders
 
 
@@ -52,7 +54,9 @@ class Entry:
     points: tuple[Point, ...]  # of the grid
     seeds: tuple[int, ...]
     own: Mapping[str, str]  # the strategy's settings as they were written
-    average: tuple[str, ...] = ()  # strategies whose runs' weights are averaged
+    average: Mapping[str, float] = field(
+        default_factory=dict
+    )  # whose weights are averaged, and how much each
 
     @property
     def title(self) -> str:
@@ -155,9 +159,9 @@ class _Reader:
             for name, (key, node) in self.mapping(value("models"), "models").items()
         }
         strategies = self.mapping(value("strategies"), "strategies")
-        if "untrained" in strategies:
+        if UNTRAINED in strategies:
             raise self.wrong(
-                strategies["untrained"][0], "untrained is always in the table; name it otherwise"
+                strategies[UNTRAINED][0], f"{UNTRAINED} is always in the table; name it otherwise"
             )
         settings = self.settings(value("settings"), "settings")
         grid = self.grid(value("grid"), "grid")
@@ -214,8 +218,8 @@ class _Reader:
         if "average" in inner:
             if len(inner) > 1:
                 raise self.wrong(key, f"{name}: an average is not trained and has no settings of its own")
-            of = tuple(self.words(inner["average"][1]))
-            return Entry(model, name, folder, (Point({}, None),), seeds, {}, of)
+            shares = self.shares(inner["average"][1], name)
+            return Entry(model, name, folder, (Point({}, None),), seeds, {}, shares)
         own = self.settings_of(inner)
         merged = settings | own
         axes = {}
@@ -262,12 +266,15 @@ class _Reader:
     def averages(self, entries: list[Entry], strategies: Mapping[str, Any]) -> None:
         trained = {(entry.model, entry.strategy): entry for entry in entries if not entry.average}
         for entry in entries:
-            for name in entry.average:
+            names = [name for name in entry.average if name != UNTRAINED]
+            for name in names:
                 if (entry.model, name) not in trained:
                     raise self.wrong(
                         strategies[entry.strategy][0],
                         f"{entry.title}: average of {name!r}, which is no trained strategy of {entry.model}",
                     )
+            if entry.average and not names:
+                raise self.wrong(strategies[entry.strategy][0], f"{entry.title}: average of no strategy")
 
     def no_test_chooses(self, study: Study) -> None:
         """What is tested on must not be what is validated on."""
@@ -343,6 +350,21 @@ class _Reader:
                 raise self.wrong(node, f"{what}: {name} must list one value at least")
             grid[name] = written
         return grid
+
+    def shares(self, node: yaml.Node, name: str) -> dict[str, float]:
+        """Whose weights count how much: a list, of which all count alike, or 'strategy: share' lines."""
+        if not isinstance(node, yaml.MappingNode):
+            return dict.fromkeys(self.words(node), 1.0)
+        shares = {}
+        for of, (_, value) in self.mapping(node, "average").items():
+            text = self.text(value, of)
+            try:
+                shares[of] = float(text)
+            except ValueError:
+                shares[of] = math.nan
+            if not 0 < shares[of] < math.inf:
+                raise self.wrong(value, f"{name}: the share of {of} must be a number above 0, got {text!r}")
+        return shares
 
     def number(self, node: yaml.Node | None, what: str, default: int) -> int:
         if node is None:

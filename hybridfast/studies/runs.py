@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hybridfast.encoder import embedding, loading
 from hybridfast.encoder.shards import weights_hash
 from hybridfast.evaluation import readers, results
@@ -21,7 +19,7 @@ from hybridfast.evaluation.encode import evaluate
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.studies.choice import FAILED, choose, failure, is_done, tried
 from hybridfast.studies.claims import Claim
-from hybridfast.studies.plan import Entry, Point, Study
+from hybridfast.studies.plan import UNTRAINED, Entry, Point, Study
 from hybridfast.training.checkpoint import Checkpoints
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite
@@ -41,7 +39,7 @@ def test_folder(run: Path, test: str) -> Path:
 
 
 def untrained_folder(study: Study, model: str) -> Path:
-    return study.output_dir / model / "untrained"
+    return study.output_dir / model / UNTRAINED
 
 
 def chosen_point(entry: Entry, study: Study) -> Point | None:
@@ -83,6 +81,9 @@ class Worker:
                     folder = entry.run_folder(point, seed)
                     if record := Record.read(folder):
                         record.check(Record.of(entry.config(point, seed)), folder)
+                if entry.average:
+                    for seed in entry.seeds:
+                        _check_average(entry.run_folder(point, seed), entry)
         for title in self.study.tests:
             self.test_set(title)
 
@@ -146,7 +147,8 @@ class Worker:
         (point,) = entry.points
         for place, seed in enumerate(entry.seeds):
             parts = []
-            for name in entry.average:
+            trained = [name for name in entry.average if name != UNTRAINED]
+            for name in trained:
                 other = self.study.entry(entry.model, name)
                 trials = tried(other, self.study.select)
                 if trials is None:
@@ -161,12 +163,12 @@ class Worker:
                     self.blocked.append((entry, run))
                     break
                 parts.append((other, best, its_seed))
-            if len(parts) < len(entry.average):
+            if len(parts) < len(trained):
                 continue
             folder = entry.run_folder(point, seed)
             if not _is_through(entry, point, seed):
                 title = f"{entry.title} seed {seed}"
-                yield Job(title, folder, partial(self._average, folder, parts), entry)
+                yield Job(title, folder, partial(self._average, entry, folder, parts), entry)
             yield from self._tests(entry, point, seed)
 
     # --- doing it -----------------------------------------------------------------------------------------
@@ -278,8 +280,8 @@ class Worker:
         record.write(folder)
         Checkpoints(folder).remove_all()
 
-    def _average(self, folder: Path, parts: list[tuple[Entry, Point, int]]) -> None:
-        """The mean of the weights of several runs, with its figures on the dev set of the first."""
+    def _average(self, entry: Entry, folder: Path, parts: list[tuple[Entry, Point, int]]) -> None:
+        """The weighted mean of the weights of several runs, with its figures on the dev set of the first."""
         (first, point, seed), *_ = parts
         config = first.config(point, seed)
         project = self.project(config)
@@ -289,19 +291,25 @@ class Worker:
             _fail(folder, "; ".join(failures))
             return
         models = [loading.load(str(source.absolute()), device=config.device) for source in sources]
+        shares = [entry.average[other.strategy] for other, _, _ in parts]
+        if UNTRAINED in entry.average:  # as the first run began
+            models.append(project.new_model(seed))
+            shares.append(entry.average[UNTRAINED])
         model, states = models[0], [one.state_dict() for one in models]
         for name, tensor in states[0].items():
-            others = [state.get(name) for state in states]
-            if any(other is None or other.shape != tensor.shape for other in others):
+            others = [state[name] for state in states if name in state and state[name].shape == tensor.shape]
+            if len(others) < len(states):
                 _fail(folder, f"the weights {name} of {', '.join(map(str, sources))} are of different shapes")
                 return
             if tensor.is_floating_point():
-                tensor.copy_(torch.stack([other.double() for other in others if other is not None]).mean(0))
+                sums = [share * weight.double() for share, weight in zip(shares, others, strict=True)]
+                tensor.copy_(sum(sums) / sum(shares))
         model.save(str(folder), create_model_card=False)
         assert project.validation is not None
         dev = evaluate(model, project.validation.eval_set, batch_size=config.eval_batch_size)
         averaged: dict[str, Any] = {
-            "averaged": [str(source) for source in sources],
+            "averaged": dict(entry.average),
+            "runs": [str(source) for source in sources],
             "validation": figures_of(dev),
         }
         save_results(folder, config, averaged, None)
@@ -330,6 +338,14 @@ class Worker:
         if evaluation.ranked is not None:
             evaluation.ranked.hashes["weights"] = weights_hash(model)
         results.write(folder, evaluation, details)
+
+
+def _check_average(folder: Path, entry: Entry) -> None:
+    """ValueError where a folder holds the mean of something else."""
+    if (file := folder / "metrics.json").exists():
+        there = json.loads(file.read_text(encoding="utf-8"))["training"]["averaged"]
+        if there != entry.average:
+            raise ValueError(f"{folder} holds the average {there}, not {dict(entry.average)}; remove it")
 
 
 def _is_through(entry: Entry, point: Point, seed: int) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from hybridfast.encoder.loading import ModelSettings, setting
 from hybridfast.mining.candidates import Scope
 from hybridfast.mining.mine import MiningSettings
+from hybridfast.training import checks
 
 __all__ = ["TrainConfig"]
-
-INF = float("inf")
 
 
 @dataclass
@@ -224,6 +221,11 @@ class TrainConfig(ModelSettings):
         0.0,
         "Save the weights' average over the steps, each counting this much of the next; 0: the last.",
     )
+    pretrained_weight: float = setting(
+        0.0,
+        "Save the mean of what was trained and, with this share, of what the model was before (WiSE-FT): 0.3 "
+        "keeps more of what it knew of other domains and languages.",
+    )
     matryoshka_dims: list[int] | None = setting(
         None, "Train these prefixes of embeddings as embeddings too, such as 384 256 128 64: the mean loss."
     )
@@ -355,139 +357,6 @@ class TrainConfig(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, valid, rule in (
-            ("alpha", 0 <= self.alpha <= 1, "in [0, 1]"),
-            (
-                "alpha_schedule",
-                self.alpha_schedule is None
-                or (self.alpha_schedule and all(0 <= alpha <= 1 for alpha in self.alpha_schedule)),
-                "one or more numbers in [0, 1]",
-            ),
-            ("other_language_weight", 0 <= self.other_language_weight <= 1, "in [0, 1]"),
-            ("consistency_weight", 0 <= self.consistency_weight < 1, "in [0, 1)"),
-            ("alignment_weight", 0 <= self.alignment_weight < INF, ">= 0"),
-            ("batch_size", self.batch_size >= 2, ">= 2"),
-            ("negatives", self.negatives >= 0, ">= 0"),
-            ("mine_steps", self.mine_steps is None or self.mine_steps >= 1, ">= 1"),
-            ("temperature", self.temperature is None or 0 < self.temperature < INF, "> 0"),
-            ("teacher", self.teacher != "", "a folder or a hub name"),
-            (
-                "projection_learning_rate",
-                self.projection_learning_rate is None or 0 < self.projection_learning_rate < INF,
-                "> 0",
-            ),
-            ("distillation_weight", 0 <= self.distillation_weight <= 1, "in [0, 1]"),
-            ("learning_rate", self.learning_rate is None or 0 < self.learning_rate < INF, "> 0"),
-            ("activation_memory", self.activation_memory is None or self.activation_memory >= 0, ">= 0"),
-            ("tokens_per_chunk", self.tokens_per_chunk is None or self.tokens_per_chunk >= 1, ">= 1"),
-            ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "in [0, 1]"),
-            (
-                "embedding_learning_rate",
-                self.embedding_learning_rate is None or 0 < self.embedding_learning_rate < INF,
-                "> 0",
-            ),
-            ("lora_r", self.lora_r is None or self.lora_r >= 1, ">= 1"),
-            ("lora_alpha", self.lora_alpha is None or 0 < self.lora_alpha < INF, "> 0"),
-            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
-            ("matryoshka_dims", all(dim >= 1 for dim in self.matryoshka_dims or ()), ">= 1"),
-            ("layer_lr_decay", 0 < self.layer_lr_decay <= 1, "in (0, 1]"),
-            ("weight_decay", 0 <= self.weight_decay < INF, ">= 0"),
-            ("max_grad_norm", self.max_grad_norm >= 0, ">= 0"),
-            ("max_steps", self.max_steps >= 1, ">= 1"),
-            (
-                "num_train_epochs",
-                self.num_train_epochs is None or 0 < self.num_train_epochs < 2**32,
-                "in (0, 2**32)",
-            ),
-            ("dimension", self.dimension >= 1, ">= 1"),
-            ("vocabulary_size", self.vocabulary_size >= 2, ">= 2"),
-            ("eval_batch_size", self.eval_batch_size >= 1, ">= 1"),
-            ("eval_steps", self.eval_steps is None or self.eval_steps >= 1, ">= 1"),
-            ("validation_split", 0 <= self.validation_split < 1, "in [0, 1)"),
-            (
-                "early_stopping_patience",
-                self.early_stopping_patience is None or self.early_stopping_patience >= 1,
-                ">= 1",
-            ),
-            ("save_steps", self.save_steps is None or self.save_steps >= 1, ">= 1"),
-            ("save_total_limit", self.save_total_limit is None or self.save_total_limit >= 1, ">= 1"),
-            ("logging_steps", self.logging_steps >= 1, ">= 1"),
-            (
-                "baseline",
-                self.baseline in (None, "untrained", "mono", "cross", "same", "hybrid"),
-                "untrained, mono, cross, same or hybrid",
-            ),
-            ("num_seeds", self.num_seeds >= 1, ">= 1"),
-            ("num_workers", self.num_workers >= 0, ">= 0"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
-        from transformers import SchedulerType
-
-        schedules = [schedule.value for schedule in SchedulerType]
-        if self.lr_scheduler_type not in schedules:
-            raise ValueError(
-                f"lr_scheduler_type must be one of {', '.join(schedules)}, got {self.lr_scheduler_type!r}"
-            )
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 exclude each other; leave one out")
-        if self.shard == "fsdp":
-            for name, why in (
-                ("fp16", "take bf16"),
-                ("torch_compile", "leave one out"),
-                ("mine_steps", "mine before training, with hybridfast.mine"),
-                ("teacher", "its layer would have to be spread apart"),
-            ):
-                if getattr(self, name):
-                    raise ValueError(f"shard fsdp and {name} exclude each other; {why}")
-            if self.sparse_embeddings == "true":
-                raise ValueError("shard fsdp and sparse_embeddings true exclude each other; leave one out")
-            if self.model == "static":
-                raise ValueError(
-                    "shard fsdp: a static encoder has no layers to spread over ranks; leave it out"
-                )
-        if not self.in_batch and not self.negatives:
-            raise ValueError(
-                "in_batch False leaves no negative; set negatives to use the data's hard negatives"
-            )
-        if self.mix == "rows" and self.cross != "mixed":
-            raise ValueError(f"mix rows needs cross mixed, got {self.cross}")
-        if self.other_language_weight < 1:
-            for name, other in (
-                ("bidirectional", self.bidirectional),
-                ("positives group", self.positives == "group"),
-                # What such a negative's language is, a batch does not say.
-                (f"mine_scope {self.mine_scope}", self.mine_steps and self.mine_scope != "same"),
-            ):
-                if other:
-                    raise ValueError(
-                        f"other_language_weight {self.other_language_weight} and {name} exclude each other"
-                    )
-        if self.mine_steps:
-            if not self.negatives:
-                raise ValueError(f"mine_steps {self.mine_steps} needs negatives >= 1, got {self.negatives}")
-            if self.languages:  # what is mined comes from all of the data
-                raise ValueError("mine_steps and languages exclude each other; leave the others' rows out")
-            _ = self.mining  # which checks its settings
-        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
-            raise ValueError(f"license must be as the hub names it, such as apache-2.0, got {self.license!r}")
-        if self.early_stopping_patience and not self.metric_for_best_model:
-            raise ValueError("early_stopping_patience needs metric_for_best_model, such as 'mAP multi'")
-        for name in ("validation_split", "validation_dataset", "metric_for_best_model"):
-            if getattr(self, name) and self.eval_steps is None:
-                raise ValueError(f"{name} {getattr(self, name)} needs eval_steps")
-        if self.resume_from_checkpoint == "auto" and self.output_dir is None:
-            raise ValueError("resume_from_checkpoint auto needs output_dir, the folder to go on with")
-        if self.resume_from_checkpoint not in (None, "auto") and (self.compare or self.num_seeds > 1):
-            raise ValueError(
-                f"resume_from_checkpoint {self.resume_from_checkpoint} is of one run; for several it takes "
-                "auto"
-            )
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
-        if self.batch_size < ranks:
-            raise ValueError(
-                f"batch_size must be at least 1 for each of {ranks} ranks, got {self.batch_size} for all"
-            )
+        checks.check(self)
         if self.eval_dataset == "auto":  # settled here: the saved settings say what was evaluated
             self.eval_dataset = "cldr" if self.data == "cldr" else "none"

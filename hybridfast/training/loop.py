@@ -132,7 +132,7 @@ def train(
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    average = Average(parameters, config.ema_decay)
+    average = Average(parameters, config.ema_decay, config.pretrained_weight)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
         folder if ranks.is_first else None,
@@ -169,7 +169,7 @@ def train(
             holder.load_state_dict(resume.pop(part))
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
     if not sharded:
-        ranks.broadcast([*model.parameters(), *layer, *model.buffers(), *average.means])
+        ranks.broadcast([*model.parameters(), *layer, *model.buffers(), *average.means, *average.first])
     reduction = Reduction(trained, tables.weights, ranks) if rounds is None else rounds
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode

@@ -102,17 +102,21 @@ def make_optimizer(
 
 
 class Average:
-    """The weights averaged over the steps, a step's share falling by ``decay`` with each later one.
+    """The weights that are saved: of the last step, their average over the steps, and how they began.
 
-    With a decay of 0 they are the last step's, and nothing is kept. A step's mean takes a pass over all
-    weights, also over rows of a table that the step did not touch.
+    A step's mean takes a pass over all weights, also over rows of a table that the step did not touch.
 
-    Begins as the mean of what there is, so that the first weights do not weigh more than others.
+    Args:
+        decay: a step's share in the average falls by it with each later one; 0: the last step's alone. Begins
+            as the mean of what there is, so that the first weights do not weigh more than others.
+        pretrained: share of the weights as they are now, before training (Wortsman et al., 2022, "Robust
+            fine-tuning of zero-shot models").
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.steps = parameters, decay, 0
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float, pretrained: float = 0.0) -> None:
+        self.parameters, self.decay, self.pretrained, self.steps = parameters, decay, pretrained, 0
         self.means = [parameter.detach().clone() for parameter in parameters] if decay else []
+        self.first = [parameter.detach().clone() for parameter in parameters] if pretrained else []
 
     @torch.no_grad()
     def add(self) -> None:
@@ -124,34 +128,34 @@ class Average:
 
     @torch.no_grad()
     def take_over(self) -> None:
-        """Put the means in the place of the weights."""
+        """Put what is saved in the place of the weights."""
         for parameter, mean in zip(self.parameters, self.means, strict=False):  # no means without a decay
             parameter.copy_(mean)
+        for parameter, first in zip(self.parameters, self.first, strict=False):
+            parameter.lerp_(first, self.pretrained)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The means are the weights meanwhile."""
-        self._swap()
+        """What is saved is the weights meanwhile."""
+        changed = self.parameters if self.means or self.first else []
+        last = [parameter.detach().clone() for parameter in changed]
+        self.take_over()
         try:
             yield
         finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, mean in zip(self.parameters, self.means, strict=False):
-            last = parameter.detach().clone()
-            parameter.copy_(mean)
-            mean.copy_(last)
+            with torch.no_grad():
+                for parameter, weight in zip(changed, last, strict=True):
+                    parameter.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "means": self.means}
+        return {"steps": self.steps, "means": self.means, "first": self.first}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
-        for mean, saved in zip(self.means, state["means"], strict=True):
-            fill(mean, saved)
+        for name in ("means", "first"):
+            for tensor, saved in zip(getattr(self, name), state[name], strict=True):
+                fill(tensor, saved)
 
 
 def _layer(name: str) -> int | None:

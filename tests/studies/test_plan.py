@@ -41,7 +41,7 @@ def test_settings_stand_above_each_other(read_study) -> None:
     ]
     assert (other.points[0].config.batch_size, other.points[0].config.dimension) == (4, 256)
     soup = study.entry("other", "soup")
-    assert soup.average == ("mono", "cross")
+    assert soup.average == {"mono": 1, "cross": 1}
     assert [entry.strategy for entry in study.of("other")] == ["soup", "hybrid", "mono", "cross"]
 
 
@@ -51,6 +51,8 @@ def test_settings_stand_above_each_other(read_study) -> None:
         ("alpha: 0}", "alpha: 2}", r"study.yaml:13: tiny cross: alpha must be in \[0, 1\], got 2"),
         ("alpha: 0}", "alfa: 0}", r"study.yaml:13: tiny cross: .*--alfa=0"),
         ("alpha: 0}", "average: [mono, hybrid]}", r"study.yaml:13: tiny cross: average of 'hybrid', which"),
+        ("alpha: 0}", "average: [untrained]}", r"study.yaml:13: tiny cross: average of no strategy"),
+        ("alpha: 0}", "average: {mono: 0}}", r"study.yaml:13: cross: the share of mono must be .* got '0'"),
         ("alpha: 0}", "alpha: 0, seed: 1}", r"study.yaml:13: tiny cross: seed is set by the study"),
         ("batch_size: 8", "batch_size: many", r"study.yaml:6: tiny mono: .*invalid int value: 'many'"),
         ("seeds: 2", "seeds: 0", r"study.yaml:15: seeds must be a whole number >= 1, got '0'"),

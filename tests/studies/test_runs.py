@@ -40,7 +40,9 @@ def logged_steps(folder: Path) -> list[int]:
 @pytest.mark.usefixtures("quick")
 def test_two_share_the_work_and_none_is_done_twice(read_study) -> None:
     """The second works while the first is in the middle of its first training run."""
-    study = read_study(("cross: {alpha: 0}", "cross: {alpha: 0}\n  soup: {average: [mono, cross]}"))
+    study = read_study(
+        ("cross: {alpha: 0}", "cross: {alpha: 0}\n  soup: {average: {mono: 1, cross: 2, untrained: 1}}")
+    )
     first, second = [], []
 
     def second_says(line: str) -> None:
@@ -71,15 +73,22 @@ def test_two_share_the_work_and_none_is_done_twice(read_study) -> None:
         best = choose(tried(entry, study.select))
         for point in entry.points:
             assert (entry.run_folder(point, 0) / "tests").exists() == (point is best)
-    # An average is that of the weights of both.
+    # An average is that of the weights of all, of which each has its share.
     mono, cross, soup = (
         study.entry("tiny", name).run_folder(choose(tried(study.entry("tiny", name), study.select)), 1)
         for name in ("mono", "cross", "soup")
     )
     weights = [SentenceTransformer(str(run), device="cpu")[0].embedding.weight for run in (mono, cross, soup)]
-    torch.testing.assert_close((weights[0] + weights[1]) / 2, weights[2])
+    begun = Worker(study).project(study.entry("tiny", "mono").points[0].config).new_model(1)
+    begun_weight = begun[0].embedding.weight
+    torch.testing.assert_close((weights[0] + 2 * weights[1] + begun_weight) / 4, weights[2])
     dev = json.loads((soup / "metrics.json").read_text())["training"]["validation"]
     assert 0 < dev["mAP mono"] <= 1
+    other = read_study(("cross: {alpha: 0}", "cross: {alpha: 0}\n  soup: {average: [mono, cross]}"))
+    with pytest.raises(
+        ValueError, match="soup.* holds the average {'mono': 1.0, 'cross': 2.0, 'untrained': 1.0"
+    ):
+        Worker(other).check()
 
 
 @pytest.mark.usefixtures("quick")

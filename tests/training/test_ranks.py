@@ -34,7 +34,13 @@ ROWS = [
 ]
 CASES: dict[str, dict[str, Any]] = {
     "masked": {"negatives": 1, "tokens_per_chunk": 100, "max_grad_norm": 0.1},  # with dropout
-    "ring": {"exchange": "ring", "bidirectional": True, "matryoshka_dims": [32, 8], "ema_decay": 0.5},
+    "ring": {
+        "exchange": "ring",
+        "bidirectional": True,
+        "matryoshka_dims": [32, 8],
+        "ema_decay": 0.5,
+        "pretrained_weight": 0.2,
+    },
     "hard": {"negatives": 1, "in_batch": False, "activation_memory": 0.0},
     "sparse": {"sparse_embeddings": "true", "freeze": r"layer\.0\.", "bf16": True},
     "fp16": {"fp16": True},
