@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -60,11 +62,26 @@ def main(argv: list[str] | None = None) -> None:
             return
         if not flags.report:
             try:
-                worker.work(after=lambda entry: report.write(study, command))
+                worker.work(after=_now_and_then(partial(report.write, study, command)))
             except Interrupted as error:
                 print(f"{error}; to go on: {command}")
                 raise SystemExit(0) from None
         print(report.write(study, command))
+
+
+def _now_and_then(write: Callable[[], object]) -> Callable[[object], None]:
+    """Called again and again, does it so rarely that it takes a twentieth of the time at most."""
+    since, took = time.monotonic(), 0.0
+
+    def maybe(_: object) -> None:
+        nonlocal since, took
+        if time.monotonic() - since >= 20 * took:
+            begun = time.monotonic()
+            write()
+            since = time.monotonic()
+            took = since - begun
+
+    return maybe
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ Band = tuple[float, float, float]  # value, low, high
 _WRITTEN = 24  # languages up to which every cell carries its value
 
 
-def heat_map(evaluation: Evaluation, path: str | Path) -> None:
+def heat_map(evaluation: Evaluation, path: str | Path, before: Evaluation | None = None) -> None:
     """Draw mAP by query and passage language and, beside it, how far a pool of all languages is biased.
 
     Left: one pool for each passage language, on a scale from 0 to 1; the framed diagonal is monolingual, the
@@ -39,44 +39,34 @@ def heat_map(evaluation: Evaluation, path: str | Path) -> None:
     language, on a logarithmic scale: an even row is an unbiased one; the column apart is the mean rank
     distance. Beyond 24 languages the cells shrink, and a colour bar stands in for the values. Writes a PNG
     under a temporary name and renames it, so that no reader ever sees half a picture.
+
+    Args:
+        before: the same set with another model, such as the untrained one: drawn above, with the same scales.
     """
-    edge = max(0.46 * min(len(evaluation.languages), _WRITTEN), 2.4)  # of a panel, in inches
+    shown = [("", evaluation)] if before is None else [("before: ", before), ("after: ", evaluation)]
+    size = len(evaluation.languages)
+    edge = max(0.46 * min(size, _WRITTEN), 2.4)  # of a panel, in inches
     # Not by pyplot, which looks for a display and keeps every figure.
-    figure = Figure(figsize=(2 * (edge + 1.8), edge + 2.0), dpi=150, layout="constrained")
-    large = 1.5 if len(evaluation.languages) > _WRITTEN else 1.0  # headings, to be read before one zooms in
+    inches = (2 * (edge + 1.8), len(shown) * (edge + 1.5) + 0.5)
+    figure = Figure(figsize=inches, dpi=150, layout="constrained")
+    large = 1.5 if size > _WRITTEN else 1.0  # headings, to be read before one zooms in
     figure.suptitle(evaluation.name, color=_INK, fontsize=14 * large, fontweight="bold")
-    left, right = figure.subplots(1, 2)
-    mono, cross, multi = (
-        figure_text("mAP", value("mAP")) for value in (evaluation.mono, evaluation.cross, evaluation.multi)
-    )
-    figures = f"mono {mono}   cross {cross}   all languages {multi}"
-    _title(left, "mAP in each language's passages", figures, large)
-    _matrix(
-        left,
-        evaluation.languages,
-        evaluation.pairs["mAP"],
-        evaluation.multilingual["mAP"],
-        "all",
-        _GOOD,
-        Normalize(0, 1),
-        _share,
-    )
-    distance = figure_text("rank distance", evaluation.summary()["rank distance"])
-    _title(right, "Median gold rank among all passages", f"mean rank distance {distance}", large)
-    ranks = np.append(evaluation.median_rank, evaluation.rank_distance)
+    ranks = [np.append(one.median_rank, one.rank_distance) for _, one in shown]
     largest = max(
         10.0, np.max(ranks, where=np.isfinite(ranks), initial=1)
     )  # a logarithmic scale needs a width
-    _matrix(
-        right,
-        evaluation.languages,
-        evaluation.median_rank,
-        evaluation.rank_distance,
-        "distance",
-        _BAD,
-        LogNorm(1, largest, clip=True),
-        _rank,
-    )
+    panels = figure.subplots(len(shown), 2, squeeze=False)
+    for (when, one), (left, right) in zip(shown, panels, strict=True):
+        mono, cross, multi = (figure_text("mAP", value("mAP")) for value in (one.mono, one.cross, one.multi))
+        figures = f"{when}mono {mono}   cross {cross}   all languages {multi}"
+        _title(left, "mAP in each language's passages", figures, large)
+        pairs_LL, multi_L = one.pairs["mAP"], one.multilingual["mAP"]
+        _matrix(left, one.languages, pairs_LL, multi_L, "all", _GOOD, Normalize(0, 1), _share)
+        distance = figure_text("rank distance", one.summary()["rank distance"])
+        figures = f"{when}mean rank distance {distance}"
+        _title(right, "Median gold rank among all passages", figures, large)
+        scale = LogNorm(1, largest, clip=True)
+        _matrix(right, one.languages, one.median_rank, one.rank_distance, "distance", _BAD, scale, _rank)
     _write_png(figure, Path(path))
 
 

@@ -45,8 +45,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) -> None:
-    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into a folder."""
+def write(
+    folder: Path, evaluation: Evaluation | None, details: dict[str, Any], before: Evaluation | None = None
+) -> None:
+    """``metrics.json`` and, with an evaluation, its ranks (Parquet) and a picture, into a folder.
+
+    Args:
+        before: what the picture shows above it.
+    """
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()
@@ -57,7 +63,7 @@ def write(folder: Path, evaluation: Evaluation | None, details: dict[str, Any]) 
             metrics["evaluation"]["questions"] = sure.questions
     write_json(folder / "metrics.json", metrics)
     if evaluation:  # after the figures, which a picture that fails must not cost
-        plots.heat_map(evaluation, folder / "language_pairs.png")
+        plots.heat_map(evaluation, folder / "language_pairs.png", before)
 
 
 def write_comparison(

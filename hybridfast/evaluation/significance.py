@@ -79,13 +79,13 @@ def bootstrap(samples: Sequence[Sample], resamples: int, seed: int) -> Floats:
     sums = np.concatenate([s.sums_CP[:, cells] for s, cells in zip(samples, uneven, strict=True)], axis=1)
     counts = np.concatenate([s.counts_CP[:, cells] for s, cells in zip(samples, uneven, strict=True)], axis=1)
     # Samples of one pool share their counts, whose product need not be formed anew.
-    distinct, which = np.unique(counts, axis=1, return_inverse=True)
+    distinct, which_P = _distinct(counts)
     stops = np.cumsum([0, *(int(cells.sum()) for cells in uneven)])
     rows = []
     for weights_BC in _draws(clusters, resamples, seed):
         value_BF, cells_BF = weights_BC @ linear_CF, np.tile(even_F, (len(weights_BC), 1))
         if stops[-1]:
-            sums_B, counts_B = weights_BC @ sums, (weights_BC @ distinct)[:, which.ravel()]
+            sums_B, counts_B = weights_BC @ sums, (weights_BC @ distinct)[:, which_P]
             means = np.divide(sums_B, counts_B, out=np.zeros_like(sums_B), where=counts_B > 0)
             for f in np.flatnonzero(np.diff(stops)):
                 columns = slice(stops[f], stops[f + 1])
@@ -151,6 +151,14 @@ def mixed(draws_SB: Floats, seed: int | Sequence[int]) -> Floats:
     picked_SB = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).T / seeds
     share_SB = 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (picked_SB - 1 / seeds)
     return (share_SB * draws_SB).sum(axis=0)
+
+
+def _distinct(columns_CP: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """The different ones of many columns, and which of them each column is; np.unique would sort them."""
+    place: dict[bytes, int] = {}
+    which_P = np.array([place.setdefault(column.tobytes(), len(place)) for column in columns_CP.T], np.intp)
+    _, first = np.unique(which_P, return_index=True)
+    return columns_CP[:, first], which_P
 
 
 def _clusters(samples: Sequence[Sample]) -> int:

@@ -50,10 +50,14 @@ def save_model(folder: Path, model: SentenceTransformer, config: TrainConfig) ->
 
 
 def save_results(
-    folder: Path, config: TrainConfig, training: dict[str, Any], evaluation: Evaluation | None
+    folder: Path,
+    config: TrainConfig,
+    training: dict[str, Any],
+    evaluation: Evaluation | None,
+    before: Evaluation | None = None,
 ) -> None:
-    """``metrics.json`` and, with an evaluation, its picture, beside the model."""
-    results.write(folder, evaluation, {"config": settings(config), "training": training})
+    """``metrics.json`` and, with an evaluation, its picture, below that of before the training."""
+    results.write(folder, evaluation, {"config": settings(config), "training": training}, before)
 
 
 def save_card(folder: Path, text: str) -> None:

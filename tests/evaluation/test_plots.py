@@ -55,6 +55,18 @@ def test_heat_map_shows_the_values(tmp_path: Path) -> None:
     assert a == b != c
 
 
+def test_before_and_after_are_one_picture(tmp_path: Path) -> None:
+    """With the same scales: an evaluation above itself is not what stands above another one."""
+    low, high = (make_evaluation(["de", "en"], value) for value in (0.25, 0.75))
+    sizes = []
+    for name, before in (("alone", None), ("other", low), ("same", high)):
+        plots.heat_map(high, tmp_path / name, before)
+        sizes.append(struct.unpack(">II", (tmp_path / name).read_bytes()[16:24]))
+    assert sizes[0][0] == sizes[1][0] == sizes[2][0]
+    assert sizes[1][1] == sizes[2][1] > 1.5 * sizes[0][1]
+    assert (tmp_path / "other").read_bytes() != (tmp_path / "same").read_bytes()
+
+
 def test_failed_heat_map_leaves_the_older_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "map.png"
     path.write_bytes(b"an older picture")

@@ -86,7 +86,7 @@ def test_two_share_the_work_and_none_is_done_twice(read_study) -> None:
     assert 0 < dev["mAP mono"] <= 1
     other = read_study(("cross: {alpha: 0}", "cross: {alpha: 0}\n  soup: {average: [mono, cross]}"))
     with pytest.raises(
-        ValueError, match="soup.* holds the average {'mono': 1.0, 'cross': 2.0, 'untrained': 1.0"
+        ValueError, match=r"soup.* holds the average \{'mono': 1.0, 'cross': 2.0, 'untrained': 1.0"
     ):
         Worker(other).check()
 
