@@ -2,6 +2,7 @@
 
     python benchmarks/real_text.py DATA_DIR pairs/
     python benchmarks/real_text.py DATA_DIR pairs/ --sources lohelp ntrex --leave_out el vi
+    python benchmarks/real_text.py DATA_DIR news/ --sources ntrex --sentences 600 --leave_out el vi
 
 DATA_DIR holds ntrex/{ar,de,...}.txt, line-aligned, tldr/{ar,de,...}.jsonl with id, title, description and
 examples, and lohelp/{ar,de,...}.jsonl with rows. Writes pairs/SOURCE.jsonl, which
@@ -83,17 +84,27 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["ntrex", "tldr", "cldr"])
     parser.add_argument("--leave_out", nargs="+", default=[], help="languages that are not to be seen")
+    parser.add_argument("--sentences", type=int, help="of the news, so many alone, each with one fragment")
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True)
     for name in arguments.sources:
         with open(arguments.output_dir / f"{name}.jsonl", "w", encoding="utf-8") as file:
             count = 0
             for row in SOURCES[name](arguments.data_dir / name):
-                if row["lang"] in arguments.leave_out:
+                if row["lang"] in arguments.leave_out or not _wanted(row["id"], arguments.sentences):
                     continue
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
         print(f"{name}: {count:,} rows")
+
+
+def _wanted(item: str, sentences: int | None) -> bool:
+    """Whether an item of the news is of the first fragment of the first sentences, if these are asked for."""
+    source, *rest = item.split("-")
+    if sentences is None or source != "ntrex":
+        return True
+    number, fragment = map(int, rest)
+    return number < sentences and fragment == 0
 
 
 if __name__ == "__main__":
