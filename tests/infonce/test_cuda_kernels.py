@@ -272,7 +272,21 @@ def tool(name):
     return found
 
 
-@pytest.mark.slow
+def compiled_for(architecture, folder):
+    """A file with the kernels' machine code: of the library that is installed or, without one, compiled here."""
+    if installed := importlib.util.find_spec("hybridfast._cuda"):
+        return installed.origin
+    cubin = folder / "infonce.cubin"
+    command = [
+        tool("nvcc"), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-cubin", SOURCES[0], "-o", cubin,
+        "-Xcompiler=-Wall,-Wextra,-Werror", "-Werror=all-warnings",
+        f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return cubin
+
+
 @pytest.mark.parametrize(
     ("architecture", "instructions"),
     [
@@ -281,20 +295,20 @@ def tool(name):
     ],
 )
 def test_compiles_to_the_instructions_meant(tmp_path, architecture, instructions):
-    """For GPUs that need not be there: without a warning, and without a register in memory."""
-    nvcc, cuobjdump = tool("nvcc"), tool("cuobjdump")
-    binary = tmp_path / "infonce.cubin"
-    command = [
-        nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-cubin", "-Xcompiler=-Wall,-Wextra,-Werror",
-        "-Werror=all-warnings", "-Xptxas=-v,-warn-spills", SOURCES[0], "-o", binary,
-        f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", done.stderr)
-    assert frames
-    assert set(frames) == {("0", "0", "0")}
-    assert "serialized" not in done.stderr  # what ptxas says of products that it cannot keep in flight
-    listed = subprocess.run([cuobjdump, "-sass", binary], capture_output=True, text=True, check=True).stdout
+    """For GPUs that need not be there: without a register in memory, and with products kept in flight."""
+    cuobjdump, binary = tool("cuobjdump"), compiled_for(architecture, tmp_path)
+
+    def shown(what):
+        command = [cuobjdump, what, "-arch", f"sm_{architecture}", binary]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    memory = re.findall(r"STACK:(\d+) .*LOCAL:(\d+)", shown("-res-usage"))
+    if not memory and backends.CUDA:
+        pytest.skip(f"the installed library is not for sm_{architecture}")
+    assert set(memory) == {("0", "0")}
+    listed = shown("-sass")
     for instruction in instructions:
         assert instruction in listed
+    for function in listed.split("Function : ")[1:]:  # where ptxas serializes products, each ends a group
+        products = re.findall("HGMMA.*", function)
+        assert not products or not all("gsb0" in product for product in products), function[:200]
