@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -72,7 +73,8 @@ void check_size(const char* name, py::ssize_t size, py::ssize_t wanted) {
 }
 
 CorpusOfArrays make_corpus(
-    const Array<std::int32_t>& version_GL, const Array<std::int32_t>& source_G, std::uint32_t sources,
+    const Array<std::int32_t>& version_GL, const MaybeArray<std::int64_t>& source_indptr,
+    const MaybeArray<std::int32_t>& order_G, const MaybeArray<std::uint64_t>& present_LW,
     std::uint32_t versions, const MaybeArray<std::int32_t>& item_G,
     const MaybeArray<std::uint64_t>& query_hash_V, const MaybeArray<std::uint64_t>& passage_hash_V,
     const MaybeArray<std::uint64_t>& negative_hash_H, const MaybeArray<std::int64_t>& version_indptr,
@@ -80,15 +82,29 @@ CorpusOfArrays make_corpus(
     const std::vector<std::tuple<std::string, std::int64_t, std::int64_t>>& files) {
   if (version_GL.ndim() != 2) throw std::invalid_argument("version_GL must be (groups, languages)");
   CorpusOfArrays corpus;
-  corpus.arrays = py::make_tuple(version_GL, source_G, item_G, query_hash_V, passage_hash_V, negative_hash_H,
-                                 version_indptr, text_indptr, token_ids);
+  corpus.arrays = py::make_tuple(version_GL, source_indptr, order_G, present_LW, item_G, query_hash_V,
+                                 passage_hash_V, negative_hash_H, version_indptr, text_indptr, token_ids);
   corpus.version_GL = version_GL.data();
   corpus.groups = static_cast<std::uint32_t>(version_GL.shape(0));
   corpus.languages = static_cast<std::uint32_t>(version_GL.shape(1));
   corpus.versions = versions;
-  corpus.sources = sources;
-  check_size("source_G", source_G.size(), version_GL.shape(0));
-  corpus.source_G = source_G.data();
+  if (source_indptr) {
+    const auto* const first = source_indptr->data();
+    const auto* const end = first + source_indptr->size();
+    if (first == end || *first != 0 || end[-1] != corpus.groups || !std::is_sorted(first, end))
+      throw std::invalid_argument("source_indptr must ascend from 0 to " + std::to_string(corpus.groups));
+    corpus.sources = static_cast<std::uint32_t>(source_indptr->size() - 1);
+  }
+  corpus.source_indptr = pointer(source_indptr);
+  if (order_G && order_G->size()) {
+    check_size("order_G", order_G->size(), version_GL.shape(0));
+    corpus.order_G = pointer(order_G);
+  }
+  if (present_LW) {
+    const py::ssize_t words = (version_GL.shape(0) + 63) / 64;
+    check_size("present_LW", present_LW->size(), version_GL.shape(1) * words);
+  }
+  corpus.present_LW = pointer(present_LW);
   if (item_G) check_size("item_G", item_G->size(), version_GL.shape(0));
   corpus.item_G = pointer(item_G);
   if (query_hash_V) check_size("query_hash_V", query_hash_V->size(), versions);
@@ -197,7 +213,8 @@ py::object batch_view(const Source& source, std::shared_ptr<Batch> batch) {
 }
 
 std::shared_ptr<Schedule> make_schedule(const Source& source, std::uint32_t epoch,
-                                        const std::vector<double>& alphas) {
+                                        const Array<double>& given) {
+  const std::vector<double> alphas(given.data(), given.data() + given.size());
   if (alphas.size() != 1 && alphas.size() != source.plan.batches()) {
     throw std::invalid_argument("alphas must have 1 or " + std::to_string(source.plan.batches()) +
                                 " elements");
@@ -251,11 +268,12 @@ void register_sampler(py::module_& module) {
 
   py::class_<CorpusOfArrays>(module, "Corpus")
       .def(py::init(&make_corpus), py::kw_only(), py::arg("version_GL").noconvert(),
-           py::arg("source_G").noconvert(), py::arg("sources"), py::arg("versions"),
-           py::arg("item_G").noconvert(), py::arg("query_hash_V").noconvert(),
-           py::arg("passage_hash_V").noconvert(), py::arg("negative_hash_H").noconvert(),
-           py::arg("version_indptr").noconvert(), py::arg("text_indptr").noconvert(),
-           py::arg("token_ids").noconvert(), py::arg("pad_id"), py::arg("files"));
+           py::arg("source_indptr").noconvert(), py::arg("order_G").noconvert(),
+           py::arg("present_LW").noconvert(), py::arg("versions"), py::arg("item_G").noconvert(),
+           py::arg("query_hash_V").noconvert(), py::arg("passage_hash_V").noconvert(),
+           py::arg("negative_hash_H").noconvert(), py::arg("version_indptr").noconvert(),
+           py::arg("text_indptr").noconvert(), py::arg("token_ids").noconvert(), py::arg("pad_id"),
+           py::arg("files"));
 
   // Where HybridSampler has an option of a field's name, it sets that field.
   py::class_<PlanOptions> plan(module, "PlanOptions");

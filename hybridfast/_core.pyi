@@ -42,8 +42,9 @@ class Corpus:
         self,
         *,
         version_GL: NDArray[np.int32] | None,
-        source_G: NDArray[np.int32] | None,
-        sources: int,
+        source_indptr: NDArray[np.int64] | None,
+        order_G: NDArray[np.int32] | None,
+        present_LW: NDArray[np.uint64] | None,
         versions: int,
         item_G: NDArray[np.int32] | None,
         query_hash_V: NDArray[np.uint64] | None,
@@ -72,7 +73,7 @@ class Sampler:
     def left_out(self) -> list[str]: ...
     @property
     def errors(self) -> tuple[str, str]: ...
-    def schedule(self, epoch: int, alphas: list[float]) -> Schedule: ...
+    def schedule(self, epoch: int, alphas: NDArray[np.float64]) -> Schedule: ...
     def build(self, schedule: Schedule, index: int) -> tuple[Any, ...]: ...
     def stats(self) -> dict[str, Any]: ...
 

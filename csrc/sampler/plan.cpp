@@ -40,7 +40,8 @@ Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(st
     batches_ = options_.batches_per_epoch;
     return;
   }
-  order_by_source();
+  if (!corpus_.source_indptr || !corpus_.present_LW)
+    throw std::invalid_argument("source_indptr and present_LW are needed, but for predefined batches");
   find_languages();
   if (!options_.mix_rows) build_mono();
   build_cross();
@@ -53,59 +54,21 @@ Plan::Plan(const Corpus& corpus, Options options) : corpus_(corpus), options_(st
   batches_ = options_.batches_per_epoch ? options_.batches_per_epoch : static_cast<std::uint32_t>(natural);
 }
 
-void Plan::order_by_source() {
-  source_first_.assign(corpus_.sources + 1, 0);
-  bool sorted = true;
-  for (std::uint32_t g = 0; g < corpus_.groups;) {
-    const std::int32_t source = corpus_.source_G[g];
-    if (source < 0 || static_cast<std::uint32_t>(source) >= corpus_.sources) {
-      throw std::invalid_argument("source_G[" + std::to_string(g) + "] is " + std::to_string(source) +
-                                  ", not one of " + std::to_string(corpus_.sources) + " sources");
-    }
-    sorted &= g == 0 || corpus_.source_G[g - 1] <= source;
-    const std::uint32_t first = g;
-    while (g < corpus_.groups && corpus_.source_G[g] == source) ++g;
-    source_first_[source + 1] += g - first;
-  }
-  std::partial_sum(source_first_.begin(), source_first_.end(), source_first_.begin());
-  if (sorted) return;
-  order_.resize(corpus_.groups);
-  auto next = source_first_;
-  for (std::uint32_t g = 0; g < corpus_.groups; ++g) order_[next[corpus_.source_G[g]]++] = g;
-}
-
-// Bitmaps over places (groups in source order): one for each language, then one of the groups in any language
-// ("same") or in two or more ("mixed").
+// A bitmap for each language, then one of the groups in any language ("same") or in two or more ("mixed").
 void Plan::find_languages() {
   const auto count = static_cast<std::uint32_t>(options_.languages.size());
-  bitmaps_.assign(count + 1, Bitmap(corpus_.groups));
-  const std::uint32_t needed = options_.cross == Cross::kMixed ? 2 : 1;
-  std::vector<std::uint64_t> words(count + 1);
-  std::int32_t highest = -1;
-  for (std::uint32_t from = 0; from < corpus_.groups; from += 64) {
-    words.assign(count + 1, 0);
-    for (std::uint32_t bit = 0; bit < std::min(64U, corpus_.groups - from); ++bit) {
-      const std::uint32_t g = order_.empty() ? from + bit : order_[from + bit];
-      std::uint32_t present = 0;
-      for (std::uint32_t language = 0; language < count; ++language) {
-        const std::int32_t v = version(g, language);
-        highest = std::max(highest, v);
-        words[language] |= std::uint64_t{v >= 0} << bit;
-        present += v >= 0;
-      }
-      words[count] |= std::uint64_t{present >= needed} << bit;
-    }
-    for (std::uint32_t i = 0; i <= count; ++i) bitmaps_[i].set_word(from / 64, words[i]);
+  bitmaps_.reserve(count + 1);
+  std::vector<const Bitmap*> all;
+  const std::size_t words = (std::size_t{corpus_.groups} + 63) / 64;
+  for (const std::uint32_t language : options_.languages) {
+    bitmaps_.emplace_back(corpus_.groups, corpus_.present_LW + words * language);
+    all.push_back(&bitmaps_.back());
   }
-  if (highest >= 0 && static_cast<std::uint32_t>(highest) >= corpus_.versions) {
-    throw std::invalid_argument("version_GL holds " + std::to_string(highest) + ", not one of " +
-                                std::to_string(corpus_.versions) + " versions");
-  }
+  bitmaps_.push_back(Bitmap::common(corpus_.groups, all, options_.cross == Cross::kMixed ? 2 : 1));
   complete_ = true;
   const auto& weights = options_.language_weights;
   equal_language_weights_ =
       std::adjacent_find(weights.begin(), weights.end(), std::not_equal_to()) == weights.end();
-  for (auto& bitmap : bitmaps_) bitmap.index();
   for (std::uint32_t language = 0; language < count; ++language) {
     coverage_.push_back(bitmaps_[language].count());
     complete_ &= bitmaps_[language].full();
@@ -134,8 +97,10 @@ void Plan::add_streams(Mode mode, int query, int passage, double weight, std::ui
   std::vector<Cell> cells;
   std::vector<double> cell_weights;
   for (std::uint32_t source = 0; source < corpus_.sources; ++source) {
-    const std::uint32_t first = bitmaps_[bitmap].rank(source_first_[source]);
-    const std::uint32_t count = bitmaps_[bitmap].rank(source_first_[source + 1]) - first;
+    const auto rank = [&](std::uint32_t of) {
+      return bitmaps_[bitmap].rank(static_cast<std::uint32_t>(corpus_.source_indptr[of]));
+    };
+    const std::uint32_t first = rank(source), count = rank(source + 1) - first;
     const double of_source = options_.source_weights.empty() ? std::pow(count, 1 / options_.temperature)
                                                              : options_.source_weights[source];
     if (count == 0 || of_source == 0) continue;
@@ -229,7 +194,7 @@ void Plan::build_cross() {
         std::uint32_t bitmap = bitmaps_[q].full() ? p : q;
         if (!bitmaps_[q].full() && !bitmaps_[p].full()) {
           bitmap = static_cast<std::uint32_t>(bitmaps_.size());
-          bitmaps_.push_back(bitmaps_[q].intersect(bitmaps_[p]));
+          bitmaps_.push_back(Bitmap::common(corpus_.groups, {&bitmaps_[q], &bitmaps_[p]}, 2));
         }
         add_streams(Mode::kCross, static_cast<int>(q), static_cast<int>(p), weight, bitmap, true, cross_,
                     weights);

@@ -38,6 +38,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -58,8 +59,11 @@ struct File {
 // only.
 struct Corpus {
   const std::int32_t* version_GL = nullptr;  // version of a group in a language, or -1
-  const std::int32_t* source_G = nullptr;
-  const std::int32_t* item_G = nullptr;           // null: every group is an item of its own
+  // The groups by source are at places; those of source s from source_indptr[s] to source_indptr[s + 1] - 1.
+  const std::int64_t* source_indptr = nullptr;
+  const std::int32_t* order_G = nullptr;      // the group at each place; null where places are groups
+  const std::uint64_t* present_LW = nullptr;  // bit i % 64 of word i / 64: the group at place i has a version
+  const std::int32_t* item_G = nullptr;       // null: every group is an item of its own
   const std::uint64_t* query_hash_V = nullptr;    // may be null
   const std::uint64_t* passage_hash_V = nullptr;  // may be null
   std::uint32_t groups = 0, languages = 0, sources = 0, versions = 0;
@@ -178,9 +182,13 @@ class Plan {
 
   std::uint32_t group(const Cell& cell, std::uint32_t element) const {
     const std::uint32_t place = bitmaps_[cell.bitmap].select(cell.first + element);
-    return order_.empty() ? place : order_[place];
+    if (!corpus_.order_G) return place;
+    const auto group = static_cast<std::uint32_t>(corpus_.order_G[place]);
+    if (group < corpus_.groups) return group;
+    throw std::runtime_error("order_G holds " + std::to_string(group) + ", not one of " +
+                             std::to_string(corpus_.groups) + " groups");
   }
-  bool dealt_in_place(const Cell& cell) const { return order_.empty() && bitmaps_[cell.bitmap].full(); }
+  bool dealt_in_place(const Cell& cell) const { return !corpus_.order_G && bitmaps_[cell.bitmap].full(); }
   std::int32_t version(std::uint32_t group, std::uint32_t language) const {
     return corpus_.version_GL[std::size_t{group} * corpus_.languages + options_.languages[language]];
   }
@@ -202,7 +210,6 @@ class Plan {
   bool equal_language_weights() const { return equal_language_weights_; }
 
  private:
-  void order_by_source();
   void find_languages();
   void add_streams(Mode mode, int query, int passage, double weight, std::uint32_t bitmap, bool optional,
                    Choice& choice, std::vector<double>& weights);
@@ -214,8 +221,6 @@ class Plan {
   Options options_;
   std::uint32_t batches_ = 0;
   bool complete_ = false, equal_language_weights_ = false;
-  std::vector<std::uint32_t> order_;         // groups by source; empty where they already are
-  std::vector<std::uint32_t> source_first_;  // first place of each source, and the end
   std::vector<std::uint32_t> coverage_;
   std::vector<Bitmap> bitmaps_;  // the languages' first
   std::vector<Stream> streams_;

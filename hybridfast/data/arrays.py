@@ -8,13 +8,16 @@ from typing import Protocol
 
 import numpy as np
 
+from hybridfast.data.presence import presence
+
 
 class Tokens(Protocol):
     """What the sampler reads of a corpus: fields of `hybridfast.data.tokens.TokenizedCorpus`.
 
-    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text. Two more
-    fields may be there: item_G (G,) int32, equal for groups that answer one question, and negative_hash_H,
-    uint64 hashes of all hard negatives, version by version.
+    Without token_ids and its offsets, batches are planned (groups and languages) but hold no text. More
+    fields may be there: item_G (G,) int32, equal for groups that answer one question, and how many `items`
+    there are; negative_hash_H, uint64 hashes of all hard negatives, version by version; and what `presence`
+    makes of version_GL and source_G, which are then not read from end to end.
     """
 
     @property
@@ -44,6 +47,9 @@ class Tokens(Protocol):
 DTYPES = {
     "version_GL": np.int32,
     "source_G": np.int32,
+    "source_indptr": np.int64,
+    "order_G": np.int32,
+    "present_LW": np.uint64,
     "item_G": np.int32,
     "query_hash_V": np.uint64,
     "passage_hash_V": np.uint64,
@@ -64,12 +70,13 @@ def version_count(tokens: Tokens) -> int:
     return int(tokens.version_GL.max(initial=-1)) + 1
 
 
-def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
+def checked_arrays(tokens: Tokens, *, planned: bool) -> dict[str, np.ndarray | None]:
+    """The arrays that the native sampler reads; those of `presence` only where it plans."""
     text = ("version_indptr", "text_indptr", "token_ids")
     arrays: dict[str, np.ndarray | None] = {}
     for name, dtype in DTYPES.items():
         array = getattr(tokens, name, None)
-        if name == "item_G" and array is not None and _counts_up(array):
+        if name == "item_G" and array is not None and _are_items(tokens, array):
             array = None  # every group its own item, as where nothing is said
         if name in (*text, "negative_hash_H") and tokens.token_ids is None:
             array = None
@@ -82,11 +89,17 @@ def checked_arrays(tokens: Tokens) -> dict[str, np.ndarray | None]:
     shape = (len(tokens.source_G), len(tokens.languages))
     if tokens.version_GL.shape != shape:
         raise ValueError(f"version_GL must be (groups, languages) {shape}, got {tokens.version_GL.shape}")
+    if planned and arrays["present_LW"] is None:
+        sources, versions = len(tokens.sources), version_count(tokens)
+        arrays |= presence(tokens.version_GL, tokens.source_G, sources, versions)
+    del arrays["source_G"]  # is what they are made of
     return arrays
 
 
-def _counts_up(item_G: np.ndarray) -> bool:
+def _are_items(tokens: Tokens, item_G: np.ndarray) -> bool:
     """Whether it is 0, 1, 2, ..., without another array as long."""
+    if items := getattr(tokens, "items", 0):  # a TokenizedCorpus has later groups of items behind all items
+        return bool(items == len(item_G))
     parts = (slice(start, start + CHUNK) for start in range(0, len(item_G), CHUNK))
     first_B = np.arange(CHUNK, dtype=np.int32)
     return all(np.array_equal(item_G[part] - part.start, first_B[: len(item_G[part])]) for part in parts)

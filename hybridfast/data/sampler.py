@@ -178,14 +178,13 @@ class HybridSampler:
         if length_buckets > 1 and tokens.token_ids is None:
             raise ValueError("length_buckets above 1 needs token_ids, which the corpus does not have")
 
-        arrays = checked_arrays(tokens)
+        arrays = checked_arrays(tokens, planned=batches is None)
         group_vectors = [checked_vectors(i, array, tokens) for i, array in enumerate(group_vectors)]
         if batches is not None:
             check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []
         corpus = Corpus(
             **arrays,
-            sources=len(self.sources),
             versions=version_count(tokens),
             pad_id=tokens.pad_id,
             files=mapped_files([*arrays.values(), *group_vectors]),
@@ -209,7 +208,10 @@ class HybridSampler:
         self._pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
         self._closed = False
         self._schedules: dict[int, Schedule] = {}
-        self._schedule(0)  # an alpha or a mode that cannot be had is an error here
+        if any(self._core.errors):  # a mode that cannot be had is an error here, and so is a wrong alpha
+            self._schedule(0)
+        else:
+            self._alphas(0)
         if not isinstance(alpha, (int, float)) and not callable(alpha) and batches is None:
             needs = any(at > 0 for _, at in alpha), any(at < 1 for _, at in alpha)
             for needed, error in zip(needs, self._core.errors, strict=True):  # in a later epoch
@@ -265,21 +267,20 @@ class HybridSampler:
             self._schedules = {epoch: self._core.schedule(epoch, self._alphas(epoch))}
         return self._schedules[epoch]
 
-    def _alphas(self, epoch: int) -> list[float]:
-        steps = range(epoch * len(self), (epoch + 1) * len(self))
+    def _alphas(self, epoch: int) -> np.ndarray:
+        begin, end = epoch * len(self), (epoch + 1) * len(self)
         if callable(self.alpha):
-            given = alphas = [float(self.alpha(step)) for step in steps]
+            given = alphas = np.array([float(self.alpha(step)) for step in range(begin, end)])
         elif isinstance(self.alpha, (int, float)):
-            given = alphas = [float(self.alpha)]
+            given = alphas = np.array([float(self.alpha)])
         else:
             points_N2 = np.array(self.alpha, np.float64)
             if points_N2.ndim != 2 or points_N2.shape[1] != 2 or (np.diff(points_N2[:, 0]) <= 0).any():
                 raise ValueError(f"alpha must be (step, alpha) points in rising order, got {self.alpha!r}")
-            given = points_N2[:, 1].tolist()
-            alphas = np.interp(steps, *points_N2.T).tolist()
-        for alpha in given:
-            if not 0 <= alpha <= 1:
-                raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+            given = points_N2[:, 1]
+            alphas = np.interp(np.arange(begin, end), *points_N2.T)
+        if not (inside := (given >= 0) & (given <= 1)).all():  # NaN is not
+            raise ValueError(f"alpha must be in [0, 1], got {given[~inside][0]}")
         return alphas
 
     def _batch(self, built: tuple[Any, ...]) -> Batch:
@@ -340,7 +341,7 @@ class HybridSampler:
         # Left as they are, options that came later leave the names of plans as they were.
         plan = {name: value for name, value in plan.items() if name not in _LATER or value != _LATER[name]}
         # A function is known by its values in the first epoch.
-        plan["alpha"] = self._alphas(0) if callable(self.alpha) else self.alpha
+        plan["alpha"] = self._alphas(0).tolist() if callable(self.alpha) else self.alpha
         if plan["batches"] is not None:
             plan["batches"] = hashlib.sha256(plan["batches"]).hexdigest()
         text = json.dumps([self._tokens.fingerprint, plan], sort_keys=True, default=str)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
+from hybridfast.data.presence import presence
 from hybridfast.data.spool import cache_folder, write_whole
 from hybridfast.data.texts import hash_spans
 from hybridfast.data.tokens import Ids, TextIds, TokenizedCorpus, spans
@@ -195,6 +196,9 @@ def _write(
         "source_G": corpus.source_G,
         "item_G": corpus.item_G,
     }
+    arrays |= presence(
+        arrays["version_GL"], arrays["source_G"], len(corpus.sources), len(corpus), corpus.store.empty
+    )
     shapes: dict[str, tuple[list[int], str]] = {}
     for name, dtype in growing.dtypes.items():
         size = (folder / f"{name}.bin").stat().st_size
@@ -215,6 +219,7 @@ def _write(
         "settings": settings,
         "languages": corpus.languages,
         "sources": corpus.sources,
+        "items": corpus.num_items,
         "pad_id": passage.pad_id,
         "negatives_left_out": growing.left_out,
         "pieces": [

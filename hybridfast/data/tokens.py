@@ -152,6 +152,11 @@ class TokenizedCorpus:
     query_hash_V: NDArray[np.uint64] = field(repr=False)  # equal ids have equal hashes
     passage_hash_V: NDArray[np.uint64] = field(repr=False)
     negative_hash_H: NDArray[np.uint64] = field(repr=False)  # of all hard negatives, version by version
+    # What an earlier version did not write: how many items there are, and what `presence` makes of arrays.
+    items: int = 0
+    source_indptr: NDArray[np.int64] | None = field(repr=False, default=None)
+    order_G: NDArray[np.int32] | None = field(repr=False, default=None)
+    present_LW: NDArray[np.uint64] | None = field(repr=False, default=None)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TokenizedCorpus:

@@ -227,11 +227,16 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_earlier_caches_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """With ids of four bytes, names of groups as JSON, and no pieces."""
+    """With ids of four bytes, names of groups as JSON, no pieces, nothing made of other arrays."""
     tokens = tokenized(tokenizer, tmp_path)
     ids, names = tokens.token_ids.astype(np.int32), tokens.group_ids()
+    with HybridSampler(tokens, 1) as sampler:
+        batches = [batch.groups.tolist() for batch in sampler.epoch(0)]
     meta = json.loads((tokens.path / "meta.json").read_text())
-    del meta["pieces"]
+    del meta["pieces"], meta["items"]
+    for name in ("source_indptr", "order_G", "present_LW"):
+        del meta["arrays"][name]
+        (tokens.path / f"{name}.bin").unlink()
     meta["arrays"]["token_ids"][1] = "int32"
     (tokens.path / "meta.json").write_text(json.dumps(meta))
     ids.tofile(tokens.path / "token_ids.bin")
@@ -240,4 +245,6 @@ def test_earlier_caches_are_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
     earlier = tokenized(tokenizer, tmp_path)
     assert np.array_equal(earlier.token_ids, ids)
     assert earlier.token_ids.dtype == np.int32
+    with HybridSampler(earlier, 1) as sampler:
+        assert [batch.groups.tolist() for batch in sampler.epoch(0)] == batches
     assert (earlier.group_ids(), earlier.group_id(1)) == (names, names[1])

@@ -1,11 +1,13 @@
 // Stress tests of the sampler's hand-off, for ThreadSanitizer and AddressSanitizer; tests/native/run_sampler
 // builds them. None of them measures time: what hangs is ended by the caller's limit.
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -215,9 +217,25 @@ void real_batches() {
       }
     }
   }
+  std::vector<std::int32_t> order_G(kGroups);
+  std::iota(order_G.begin(), order_G.end(), 0);
+  std::stable_sort(order_G.begin(), order_G.end(), [&](auto a, auto b) { return source_G[a] < source_G[b]; });
+  std::vector<std::int64_t> source_indptr(4);
+  for (const std::int32_t source : source_G) ++source_indptr[source + 1];
+  std::partial_sum(source_indptr.begin(), source_indptr.end(), source_indptr.begin());
+  constexpr std::uint32_t kWords = (kGroups + 63) / 64;
+  std::vector<std::uint64_t> present_LW(kLanguages * kWords);
+  for (std::uint32_t place = 0; place < kGroups; ++place) {
+    for (std::uint32_t l = 0; l < kLanguages; ++l) {
+      const bool there = version_GL[order_G[place] * kLanguages + l] >= 0;
+      present_LW[l * kWords + place / 64] |= std::uint64_t{there} << place % 64;
+    }
+  }
   Corpus corpus;
   corpus.version_GL = version_GL.data();
-  corpus.source_G = source_G.data();
+  corpus.source_indptr = source_indptr.data();
+  corpus.order_G = order_G.data();
+  corpus.present_LW = present_LW.data();
   corpus.passage_hash_V = hashes.data();
   corpus.groups = kGroups;
   corpus.languages = kLanguages;
