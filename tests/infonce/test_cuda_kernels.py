@@ -273,7 +273,7 @@ def tool(name):
 
 
 def compiled_for(architecture, folder):
-    """A file with the kernels' machine code: the installed library's or, without one, of what is compiled here."""
+    """A file with the kernels' machine code: of the installed library or, without one, compiled here."""
     if installed := importlib.util.find_spec("hybridfast._cuda"):
         return installed.origin
     cubin = folder / "infonce.cubin"
