@@ -44,7 +44,7 @@ def of_architecture(name: str, tiny_xlm_r: Path, folder: Path) -> str:
     if name == "paper-xlm-r":  # no SentenceTransformer: it gets mean pooling
         return str(tiny_xlm_r)
     encoder = Transformer(str(tiny_xlm_r))
-    if name == "multilingual-e5" or name in MIMO:
+    if name.startswith("multilingual-e5") or name in MIMO:
         modules = [encoder, Pooling(32, "mean"), Normalize()]
     elif name == "bge-m3-dense":
         modules = [encoder, Pooling(32, "cls"), Normalize()]
@@ -63,15 +63,23 @@ def of_architecture(name: str, tiny_xlm_r: Path, folder: Path) -> str:
 
 
 MIMO = ["mimo-stage1", "mimo-stage2"]
-NAMES = ["paper-xlm-r", "paper-labse", "multilingual-e5", "bge-m3-dense", "static", *MIMO]
-STUDIES = ["study-e5", "study-static"]
+NAMES = [
+    "paper-xlm-r",
+    "paper-labse",
+    "multilingual-e5",
+    "multilingual-e5-small-cpu",
+    "bge-m3-dense",
+    "static",
+    *MIMO,
+]
+STUDIES = {"study-static": 22 * 7, "study-e5": 3 * 4, "study-other-domain": 5 * 8}  # and their runs
 
 
 def test_all_are_here() -> None:
     assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted([*NAMES, *STUDIES])
 
 
-@pytest.mark.parametrize(("name", "runs"), [("study-static", 22 * 7), ("study-e5", 3 * 4)])
+@pytest.mark.parametrize(("name", "runs"), STUDIES.items())
 def test_a_study_is_read(name: str, runs: int) -> None:
     study = plan.read(CONFIGS / f"{name}.yaml", partial(cli.from_flags, TrainConfig))
     trained = [entry for entry in study.entries if not entry.average]
