@@ -19,6 +19,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hybridfast.data import cldr
@@ -29,14 +30,14 @@ UNSPACED = ("th", "zh")  # languages whose words stand together: fragments are c
 Row = dict[str, str]
 
 
-def ntrex_rows(folder: Path) -> Iterator[Row]:
-    """Fragments of every sentence, each with the whole sentence as its passage."""
+def ntrex_rows(folder: Path, sentences: int | None = None) -> Iterator[Row]:
+    """Fragments of every sentence, which is their passage; of the first `sentences`, one each."""
     for path in sorted(folder.glob("??.txt")):
         language = path.stem
-        for number, sentence in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for number, sentence in enumerate(path.read_text(encoding="utf-8").splitlines()[:sentences]):
             if not sentence.strip():
                 continue
-            for fragment in range(FRAGMENTS):
+            for fragment in range(1 if sentences else FRAGMENTS):
                 item = f"ntrex-{number}-{fragment}"
                 query = cut(sentence, language, random.Random(f"{item}-{language}"))
                 yield {"id": item, "lang": language, "query": query, "passage": sentence}
@@ -86,25 +87,17 @@ def main() -> None:
     parser.add_argument("--leave_out", nargs="+", default=[], help="languages that are not to be seen")
     parser.add_argument("--sentences", type=int, help="of the news, so many alone, each with one fragment")
     arguments = parser.parse_args()
+    sources = SOURCES | {"ntrex": partial(ntrex_rows, sentences=arguments.sentences)}
     arguments.output_dir.mkdir(parents=True)
     for name in arguments.sources:
         with open(arguments.output_dir / f"{name}.jsonl", "w", encoding="utf-8") as file:
             count = 0
-            for row in SOURCES[name](arguments.data_dir / name):
-                if row["lang"] in arguments.leave_out or not _wanted(row["id"], arguments.sentences):
+            for row in sources[name](arguments.data_dir / name):
+                if row["lang"] in arguments.leave_out:
                     continue
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
         print(f"{name}: {count:,} rows")
-
-
-def _wanted(item: str, sentences: int | None) -> bool:
-    """Whether an item of the news is of the first fragment of the first sentences, if these are asked for."""
-    source, *rest = item.split("-")
-    if sentences is None or source != "ntrex":
-        return True
-    number, fragment = map(int, rest)
-    return number < sentences and fragment == 0
 
 
 if __name__ == "__main__":

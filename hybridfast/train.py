@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hybridfast import cli
 from hybridfast.evaluation import ranked
 from hybridfast.evaluation.comparison import Comparison, compare
-from hybridfast.evaluation.metrics import Evaluation, evaluate_ranked
+from hybridfast.evaluation.metrics import evaluate_ranked
 from hybridfast.evaluation.ranked import Ranked
 from hybridfast.evaluation.results import RANKS, write_comparison
 from hybridfast.training import checkpoint
@@ -94,6 +94,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
             record.write(output.folder)
         if config.eval_before:
             _add(config, systems, "untrained", _untrained(project, output.folder), output.folder, command)
+        before = evaluate_ranked(systems["untrained"][0]) if ranks.is_first and systems else None
         for title, (name, run) in runs.items():
             folder, there = output.folder, output.path
             if len(runs) > 1:
@@ -137,7 +138,7 @@ def _run(config: TrainConfig, argv: list[str], ranks: Ranks) -> None:
             except ValueError as error:
                 cli.fail(f"{title}: {error}; the model is in {there}")
             _add(config, systems, name, evaluation.ranked if evaluation else None, output.folder, command)
-            save_results(folder, run, training, evaluation, _shown(systems.get("untrained")))
+            save_results(folder, run, training, evaluation, before)
             if evaluation:
                 own = {row: systems[row][-1:] for row in ("untrained", name) if row in systems}
                 against = "untrained" if len(own) > 1 else None
@@ -236,11 +237,6 @@ def _untrained(project: Project, folder: Path) -> Ranked | None:
     (folder / "untrained").mkdir(exist_ok=True)
     ranked.write(folder / "untrained" / RANKS, evaluation.ranked)
     return evaluation.ranked
-
-
-def _shown(untrained: list[Ranked] | None) -> Evaluation | None:
-    """The figures of the untrained model, where it was evaluated."""
-    return evaluate_ranked(untrained[0]) if untrained else None
 
 
 def _ranks(folder: Path) -> Ranked | None:

@@ -80,3 +80,19 @@ def test_mistakes_are_one_line(write_study, tmp_path: Path, capsys) -> None:  # 
     with pytest.raises(SystemExit):
         study.main([str(write_study(("batch_size: 8", "batch_size: 99")))])
     assert "error: tiny mono: batch_size 99 cannot be filled" in capsys.readouterr().err
+
+
+def test_interim_reports_take_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes 10 s comes at once, and then not before 200 s have passed."""
+    now, written = [0.0], []
+
+    def write() -> None:
+        written.append(now[0])
+        now[0] += 10
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    maybe = study._now_and_then(write)
+    for seconds in (0, 1, 150, 60, 5, 300):
+        now[0] += seconds
+        maybe(None)
+    assert written == [0, 221, 536]

@@ -54,9 +54,7 @@ class Entry:
     points: tuple[Point, ...]  # of the grid
     seeds: tuple[int, ...]
     own: Mapping[str, str]  # the strategy's settings as they were written
-    average: Mapping[str, float] = field(
-        default_factory=dict
-    )  # whose weights are averaged, and how much each
+    average: Mapping[str, float] = field(default_factory=dict)  # shares of others' weights in its own
 
     @property
     def title(self) -> str:

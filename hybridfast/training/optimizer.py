@@ -154,7 +154,8 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
         for name in ("means", "first"):
-            for tensor, saved in zip(getattr(self, name), state[name], strict=True):
+            saved_ones = state.get(name, [])  # before there was pretrained_weight, nobody had a "first"
+            for tensor, saved in zip(getattr(self, name), saved_ones, strict=True):
                 fill(tensor, saved)
 
 
