@@ -177,7 +177,7 @@ class Peak:
         return self
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.01):
+        while not self._ended.wait(0.05):
             self.bytes = max(self.bytes, self._now())
 
     def __exit__(self, *_: object) -> None:

@@ -171,9 +171,18 @@ bool are_utf8(const TextSpans& texts) {
 }
 
 void hash_texts(const TextSpans& texts, int words, std::uint64_t* out) {
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    blake2b(texts.data + texts.indptr[i], static_cast<std::size_t>(texts.indptr[i + 1] - texts.indptr[i]),
-            words, out + i * static_cast<std::size_t>(words));
+  const auto size = static_cast<std::size_t>(words);
+  const std::uint8_t* before = nullptr;
+  std::size_t bytes_before = 0;
+  for (std::size_t i = 0; i < texts.size(); ++i, out += size) {
+    const std::uint8_t* const text = texts.data + texts.indptr[i];
+    const auto bytes = static_cast<std::size_t>(texts.indptr[i + 1] - texts.indptr[i]);
+    // Rows of one id, or of one query, mostly follow each other.
+    if (before && bytes == bytes_before && std::equal(text, text + bytes, before))
+      std::copy_n(out - size, size, out);
+    else
+      blake2b(text, bytes, words, out);
+    before = text, bytes_before = bytes;
   }
 }
 
