@@ -20,8 +20,9 @@ from hybridfast.data.spool import Store
 
 __all__ = ["Numbers", "first_of", "number", "slices"]
 
-BUCKET = 1 << 20  # rows of one file of a bucket; so many altogether stay in memory
-PARTS = 8  # buckets in memory, for several threads
+BUCKET = 1 << 17  # rows sorted at a time, by each thread
+HELD = 1 << 20  # rows that stay in memory
+FILES = 384  # buckets on disk at most, which then hold more: a process may open 1,024 files by default
 _ROW = np.dtype([("high", np.uint64), ("low", np.uint64), ("row", np.int32)])
 
 
@@ -88,8 +89,7 @@ def _dense(
 
 def _buckets(hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store) -> Iterator[NDArray[Any]]:
     """The rows with the hashes of their ids, those of an id in one bucket; ascending in each."""
-    on_disk = rows > BUCKET
-    count = -(-rows // BUCKET) if on_disk else PARTS
+    count, on_disk = min(-(-rows // BUCKET), FILES), rows > HELD
     parts: list[list[NDArray[Any]]] = [[] for _ in range(count)]
     files: list[Any] = []
     try:
@@ -106,7 +106,7 @@ def _buckets(hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store) -> I
             order_B = np.argsort(bucket_B.astype(np.uint16), kind="stable")  # by radix
             ends = np.cumsum(np.bincount(bucket_B.astype(np.int64), minlength=count))
             for i, some in enumerate(np.split(part[order_B], ends[:-1])):
-                some.tofile(files[i]) if on_disk else parts[i].append(some)
+                files[i].write(some) if on_disk else parts[i].append(some)
         for i in range(count):
             if on_disk:
                 files[i].seek(0)
