@@ -7,8 +7,8 @@
 Rows are of 8 + 24 words, drawn as often as they stand in the embedded corpus, or in the text files of a
 folder (--text). A parallel item has a row in each of the languages. Our own steps and those of `datasets` run
 in processes of their own, of which there are --repeats; a figure is their median, but memory their largest
-RssAnon, so pages of mapped files are not in it. A sampler is made of files that are mapped, once with their pages
-in memory and once without; its token ids are the hole of a file.
+RssAnon, so pages of mapped files are not in it. A sampler is made of mapped files, once with their pages in
+memory as far as it has room and once without; its token ids are the hole of a file.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def read(folder: Path, name: str, memory: int) -> Any:
 
 
 def step_read(folder: Path, name: str, memory: int) -> dict[str, float]:
-    import pyarrow.json  # noqa: F401  what is imported is not read
+    import pyarrow.json
     import pyarrow.parquet  # noqa: F401
 
     import hybridfast.data.corpus  # noqa: F401
