@@ -2,10 +2,13 @@
 
     python benchmarks/bench_corpus.py                     # 1 M rows
     python benchmarks/bench_corpus.py --large 50000000    # and the memory of so many
+    python benchmarks/bench_corpus.py --rows 0 --groups 100000000    # a sampler alone, of so many groups
 
 Rows are of 8 + 24 words, drawn as often as they stand in the embedded corpus, or in the text files of a
 folder (--text). A parallel item has a row in each of the languages. Our own steps and those of `datasets` run
-in processes of their own; memory is the largest RssAnon seen, so pages of mapped files are not in it.
+in processes of their own, of which there are --repeats; a figure is their median, but memory their largest
+RssAnon, so pages of mapped files are not in it. A sampler is made of mapped files, once with their pages in
+memory as far as it has room and once without; its token ids are the hole of a file.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +115,55 @@ def write(folder: Path, rows: int, counts: dict[str, Counter[str]], *, parquet: 
         columns.close()
 
 
+def write_tokens(folder: Path, groups: int) -> None:
+    """A cache as tokenizing leaves it, of groups in two languages, of which a tenth lacks one."""
+    from hybridfast.data.presence import presence
+
+    folder.mkdir()
+    arrays: dict[str, Any] = {}
+
+    def add(name: str, dtype: str, *shape: int) -> Any:
+        path = folder / f"{name}.bin"
+        with open(path, "wb") as file:
+            file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        arrays[name] = (
+            np.memmap(path, dtype, "r+", shape=shape) if path.stat().st_size else np.empty(shape, dtype)
+        )
+        return arrays[name]
+
+    version_GL, source_G = add("version_GL", "int32", groups, 2), add("source_G", "int32", groups)
+    item_G, rng, versions = add("item_G", "int32", groups), np.random.default_rng(0), 0
+    for part in (slice(start, start + BATCH) for start in range(0, groups, BATCH)):
+        item_G[part] = number_B = np.arange(part.start, min(part.stop, groups))
+        source_G[part] = number_B * 3 // groups
+        there_B2 = rng.random((len(number_B), 2)) >= 0.05
+        there_B2[~there_B2.any(axis=1), 0] = True
+        version_GL[part] = np.where(there_B2, versions - 1 + np.cumsum(there_B2).reshape(-1, 2), -1)
+        versions += int(there_B2.sum())
+    for name, size, step in (("version_indptr", versions, 2), ("text_indptr", 2 * versions, 8)):
+        indptr = add(name, "int64", size + 1)
+        for start in range(0, size + 1, BATCH):
+            indptr[start : start + BATCH] = np.arange(start, min(start + BATCH, size + 1)) * step
+    add("token_ids", "uint16", 16 * versions)  # a hole, as what follows, which no batch of here reads
+    for name, dtype in (
+        ("query_hash_V", "uint64"),
+        ("passage_hash_V", "uint64"),
+        ("negative_hash_H", "uint64"),
+    ):
+        add(name, dtype, 0 if name == "negative_hash_H" else versions)
+    for name in ("group_V", "language_V"):
+        add(name, "int32", versions)
+    for name, values in presence(version_GL, source_G, 3, versions).items():
+        add(name, values.dtype.name, *values.shape)[...] = values
+    meta = {
+        "fingerprint": "generated", "name": "generated", "settings": {}, "languages": ["de", "en"],
+        "sources": ["a", "b", "c"], "items": groups, "pad_id": 0, "negatives_left_out": 0, "samples": [],
+        "arrays": {name: [[*array.shape], array.dtype.name] for name, array in arrays.items()},
+    }  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(meta))
+    os.sync()  # pages that are not on the disk would stay in memory
+
+
 # --- what is measured, each in a process of its own --------------------------------------------------------
 
 
@@ -123,7 +177,7 @@ class Peak:
         return self
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.01):
+        while not self._ended.wait(0.05):
             self.bytes = max(self.bytes, self._now())
 
     def __exit__(self, *_: object) -> None:
@@ -159,7 +213,10 @@ def read(folder: Path, name: str, memory: int) -> Any:
 
 
 def step_read(folder: Path, name: str, memory: int) -> dict[str, float]:
-    import hybridfast.data.corpus  # noqa: F401  what is imported is not read
+    import pyarrow.json
+    import pyarrow.parquet  # noqa: F401
+
+    import hybridfast.data.corpus  # noqa: F401
 
     return _timed(lambda: len(read(folder, name, memory)))
 
@@ -213,6 +270,42 @@ def step_datasets(folder: Path, name: str, memory: int) -> dict[str, float]:
     return _timed(work)
 
 
+def step_sampler(folder: Path, name: str, memory: int) -> dict[str, float]:
+    """A sampler of a corpus in a cache and its first batch, and one that resumes, as a new process does."""
+    from hybridfast import HybridSampler, TokenizedCorpus
+
+    if name == "cold":
+        for path in (folder / "tokens").iterdir():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    tokens = TokenizedCorpus.open(folder / "tokens")
+    if name == "unprepared":  # as an earlier version's cache
+        tokens = replace(tokens, items=0, source_indptr=None, order_G=None, present_LW=None)
+    result: dict[str, float] = {}
+
+    def timed(what: str, work: Callable[[], Any]) -> Any:
+        begin, cpu = time.perf_counter(), time.process_time()
+        done = work()
+        result[what] = time.perf_counter() - begin
+        result[f"{what}, CPU"] = time.process_time() - cpu
+        return done
+
+    sampler = timed("made", lambda: HybridSampler(tokens, 1024))
+    batches = iter(sampler)
+    timed("first batch", lambda: next(batches))
+    state = {**sampler.state_dict(), "epoch": 2, "index": len(sampler) // 2}
+    batches.close()
+
+    def resumed() -> Any:
+        again = HybridSampler(tokens, 1024)
+        again.load_state_dict(state)
+        return iter(again)
+
+    batches = timed("resumed", resumed)
+    timed("its first batch", lambda: next(batches))
+    return result
+
+
 def step_all(folder: Path, name: str, memory: int) -> dict[str, float]:
     tokenizer = tokenizer_of(folder)
     import hybridfast.data.corpus  # noqa: F401
@@ -226,7 +319,7 @@ def step_all(folder: Path, name: str, memory: int) -> dict[str, float]:
 
 STEPS = {
     "read": step_read, "fingerprint": step_fingerprint, "tokenize": step_tokenize, "bare": step_bare,
-    "datasets": step_datasets, "all": step_all,
+    "datasets": step_datasets, "all": step_all, "sampler": step_sampler,
 }  # fmt: skip
 
 
@@ -236,11 +329,30 @@ def tokenizer_of(folder: Path) -> Any:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+def machine() -> str:
+    """Processor, cores and versions."""
+    import datasets
+    import tokenizers
+    import transformers
+
+    from hybridfast import build_info
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "a CPU")
+    modules = [np, pa, tokenizers, transformers, datasets]
+    return (
+        f"{processor}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, "
+        f"hybridfast {build_info()['version']}, "
+        + ", ".join(f"{module.__name__} {module.__version__}" for module in modules)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--large", type=int, default=0, help="rows of a second file, for its memory")
     parser.add_argument("--large_tokenize", action="store_true", help="tokenize them, too")
+    parser.add_argument("--groups", type=int, default=0, help="of a corpus that a sampler is made of")
     parser.add_argument("--text", help="a folder of text files, for their words")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where files are written; default a temporary one")
@@ -251,8 +363,13 @@ def main() -> None:
     if options.step:
         print(json.dumps(STEPS[options.step](options.folder, options.name, options.memory)))
         return
+    print(machine(), flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        compare(Path(folder), options)
+        if options.rows:
+            compare(Path(folder), options)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.groups:
+            sampler(Path(folder), options)
 
 
 def compare(folder: Path, options: argparse.Namespace) -> None:
@@ -294,6 +411,22 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
     )
     if options.large:
         memory(folder, options, counts)
+
+
+def sampler(folder: Path, options: argparse.Namespace) -> None:
+    """Of a corpus in the cache: how long it takes until there is a sampler, and until there is a batch."""
+    write_tokens(folder / "tokens", options.groups)
+    print(f"{options.groups:,} groups in 2 languages; wall time, and that of the processor, in ms")
+    for name in ("warm", "cold", "unprepared"):
+        measured("sampler", folder, "--name", name if name == "cold" else "unprepared")  # which reads all
+        runs = [measured("sampler", folder, "--name", name) for _ in range(options.repeats)]
+        medians = {what: 1e3 * statistics.median(run[what] for run in runs) for what in runs[0]}
+        figures = (
+            f"{what} {medians[what]:.1f} ({medians[what + ', CPU']:.1f})"
+            for what in medians
+            if "," not in what
+        )
+        print(f"  {name}: {', '.join(figures)}", flush=True)
 
 
 def memory(folder: Path, options: argparse.Namespace, counts: dict[str, Counter[str]]) -> None:

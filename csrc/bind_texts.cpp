@@ -43,6 +43,12 @@ py::array_t<std::uint64_t> hashes_of(const Bytes& data, const Integers& indptr, 
   return hashes;
 }
 
+bool utf8_of(const Bytes& data, const Integers& indptr) {
+  const TextSpans texts = checked(data, indptr);
+  const py::gil_scoped_release release;
+  return are_utf8(texts);
+}
+
 py::bytes json_of(const Bytes& data, const Integers& indptr, const std::optional<Integers>& list_indptr) {
   const TextSpans texts = checked(data, indptr);
   if (list_indptr) check_indptr("list_indptr", *list_indptr, static_cast<std::int64_t>(texts.size()));
@@ -60,6 +66,7 @@ py::bytes json_of(const Bytes& data, const Integers& indptr, const std::optional
 void register_texts(py::module_& module) {
   module.def("text_hashes", &hashes_of, py::arg("data").noconvert(), py::arg("indptr").noconvert(),
              py::arg("words"));
+  module.def("texts_are_utf8", &utf8_of, py::arg("data").noconvert(), py::arg("indptr").noconvert());
   module.def("text_json", &json_of, py::arg("data").noconvert(), py::arg("indptr").noconvert(),
              py::arg("list_indptr").noconvert() = py::none());
 }

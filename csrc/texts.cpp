@@ -1,5 +1,6 @@
 #include "texts.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -71,6 +72,39 @@ void blake2b(const std::uint8_t* data, std::size_t bytes, int words, std::uint64
   std::memcpy(out, state, 8 * static_cast<std::size_t>(words));
 }
 
+// --- UTF-8 -------------------------------------------------------------------------------------------------
+
+constexpr std::size_t kAtOnce = 256;  // bytes; some texts are ASCII for so long
+
+// Whether a byte cannot follow these three; by comparisons alone, which compilers turn into vector code.
+inline bool is_wrong(std::uint8_t byte, std::uint8_t before, std::uint8_t two_before,
+                     std::uint8_t three_before) {
+  const bool goes_on = (byte & 0xC0) == 0x80;
+  const bool has_to = (before >= 0xC0) | (two_before >= 0xE0) | (three_before >= 0xF0);
+  return (goes_on != has_to) | ((byte & 0xFE) == 0xC0) | (byte >= 0xF5)                // begins nothing
+         | ((before == 0xE0) & (byte < 0xA0)) | ((before == 0xF0) & (byte < 0x90))     // too long
+         | ((before == 0xED) & (byte >= 0xA0)) | ((before == 0xF4) & (byte >= 0x90));  // no character
+}
+
+bool is_utf8(const std::uint8_t* data, std::size_t bytes) {
+  const auto at = [&](std::size_t i, std::size_t back) {
+    return i < back ? std::uint8_t{0} : data[i - back];
+  };
+  std::size_t i = 0;
+  std::uint8_t wrong = 0;
+  for (; i < std::min(bytes, std::size_t{3}); ++i) wrong |= is_wrong(data[i], at(i, 1), at(i, 2), at(i, 3));
+  for (; i + kAtOnce <= bytes && !wrong; i += kAtOnce) {
+    const std::uint8_t* const block = data + i;
+    std::uint8_t high = 0;
+    for (int j = -3; j < static_cast<int>(kAtOnce); ++j) high |= block[j];
+    if (high < 0x80) continue;
+    for (int j = 0; j < static_cast<int>(kAtOnce); ++j)
+      wrong |= is_wrong(block[j], block[j - 1], block[j - 2], block[j - 3]);
+  }
+  for (; i < bytes; ++i) wrong |= is_wrong(data[i], at(i, 1), at(i, 2), at(i, 3));
+  return !wrong && at(bytes, 1) < 0xC0 && at(bytes, 2) < 0xE0 && at(bytes, 3) < 0xF0;
+}
+
 // --- JSON --------------------------------------------------------------------------------------------------
 
 void append_unit(std::uint32_t unit, std::string& out) {
@@ -127,10 +161,28 @@ void append_range(const TextSpans& texts, std::int64_t begin, std::int64_t end, 
 
 }  // namespace
 
+bool are_utf8(const TextSpans& texts) {
+  const auto first = texts.indptr.front(), end = texts.indptr.back();
+  if (!is_utf8(texts.data + first, static_cast<std::size_t>(end - first))) return false;
+  for (const std::int64_t begin : texts.indptr) {  // none within a character
+    if (begin < end && (texts.data[begin] & 0xC0) == 0x80) return false;
+  }
+  return true;
+}
+
 void hash_texts(const TextSpans& texts, int words, std::uint64_t* out) {
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    blake2b(texts.data + texts.indptr[i], static_cast<std::size_t>(texts.indptr[i + 1] - texts.indptr[i]),
-            words, out + i * static_cast<std::size_t>(words));
+  const auto size = static_cast<std::size_t>(words);
+  const std::uint8_t* before = nullptr;
+  std::size_t bytes_before = 0;
+  for (std::size_t i = 0; i < texts.size(); ++i, out += size) {
+    const std::uint8_t* const text = texts.data + texts.indptr[i];
+    const auto bytes = static_cast<std::size_t>(texts.indptr[i + 1] - texts.indptr[i]);
+    // Rows of one id, or of one query, mostly follow each other.
+    if (before && bytes == bytes_before && std::equal(text, text + bytes, before))
+      std::copy_n(out - size, size, out);
+    else
+      blake2b(text, bytes, words, out);
+    before = text, bytes_before = bytes;
   }
 }
 

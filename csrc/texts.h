@@ -16,6 +16,9 @@ struct TextSpans {
   std::size_t size() const { return indptr.size() - 1; }
 };
 
+// Whether all texts are UTF-8 (RFC 3629): no surrogates, nothing longer than it has to be or above U+10FFFF.
+bool are_utf8(const TextSpans& texts);
+
 // BLAKE2b (RFC 7693) of every text, of 8 * words bytes; out: (texts, words), little-endian words of the
 // digest.
 void hash_texts(const TextSpans& texts, int words, std::uint64_t* out);

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
+import psutil
 
 from hybridfast.data.presence import presence
 
@@ -127,6 +129,28 @@ def check_batches(batches: np.ndarray, batch_size: int, tokens: Tokens, language
         inside = (batch_B3 >= 0).all() and (batch_B3 < (groups, len(codes), len(codes))).all()
         if not inside or (tokens.version_GL[batch_B3[:, :1], np.take(codes, batch_B3[:, 1:])] < 0).any():
             raise ValueError(f"batches[{i}] names a version that the corpus does not have")
+
+
+def without_read_ahead(
+    arrays: dict[str, np.ndarray | None], group_vectors: list[np.ndarray]
+) -> tuple[dict[str, np.ndarray | None], list[np.ndarray]]:
+    """The same; if their files do not fit into memory, mapped anew for reading here and there.
+
+    Of few bytes that a batch reads, the system would bring the 128 KiB around, which are gone again before
+    anyone asks for them. Who else reads an array, from end to end, keeps the mapping that has them.
+    """
+    every: dict[Any, Any] = {**arrays, **dict(enumerate(group_vectors))}
+    files = {
+        key: array
+        for key, array in every.items()
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename
+    }
+    files.pop("present_LW", None)  # is read from end to end
+    if sum(array.nbytes for array in files.values()) > psutil.virtual_memory().available // 2:
+        for key, array in files.items():
+            every[key] = again = np.memmap(array.filename, array.dtype, "r", array.offset, array.shape)
+            cast(mmap.mmap, again.base).madvise(mmap.MADV_RANDOM)
+    return {name: every[name] for name in arrays}, [every[i] for i in range(len(group_vectors))]
 
 
 def mapped_files(arrays: Iterable[np.ndarray | None]) -> list[tuple[str, int, int]]:

@@ -19,6 +19,7 @@ from hybridfast.data.blocks import RowByRow
 from hybridfast.data.checking import SCHEMA
 from hybridfast.data.columns import Version, version
 from hybridfast.data.numbering import first_of, slices
+from hybridfast.data.parallel import in_order
 from hybridfast.data.reading import File, TextRows
 from hybridfast.data.spool import Store
 from hybridfast.data.texts import hash_column
@@ -100,7 +101,7 @@ def _validated(file: File, *, id_needed: bool) -> Iterator[pa.RecordBatch]:
         )
 
     try:
-        for block, batch in blocks.in_order(checked, blocks.blocks(file.rows)):
+        for block, batch in in_order(checked, blocks.blocks(file.rows)):
             for rows in [batch] if batch is not None else _row_by_row(file, block.rows(), id_needed):
                 done += rows.num_rows
                 yield rows

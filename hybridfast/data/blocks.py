@@ -7,14 +7,11 @@ block that is not plainly so is left to them, and so is a file that is not a row
 from __future__ import annotations
 
 import itertools
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +20,15 @@ from numpy.typing import NDArray
 from hybridfast.data import reading
 from hybridfast.data.columns import is_read
 from hybridfast.data.reading import Rows, Tables, TextRows
+from hybridfast.data.texts import are_utf8
 
-__all__ = ["Block", "RowByRow", "blocks", "in_order"]
+__all__ = ["Block", "RowByRow", "blocks"]
 
 BYTES = 8 << 20  # of a text file that are parsed at a time
 ROWS = 65_536  # of a table
+GROUP = 64 << 20  # bytes of a Parquet file's row group that is decoded at a time
 LONGEST = 256 << 20  # bytes of a row; what is longer is no row but all of a file
 DEEP = 500  # brackets of a line: how deep pyarrow's and Python's JSON nest is not asked
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 class RowByRow(Exception):
@@ -53,22 +50,6 @@ class Block:
     rows: Callable[[], Rows]
 
 
-def in_order(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """What `work` makes of each item, in their order, by as many threads as there are cores."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="reading")
-    pending: deque[Future[Out]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def blocks(rows: object) -> Iterator[Callable[[], Block]]:
     """The rows of a file or table; each block is made by a call, on any thread.
 
@@ -76,7 +57,10 @@ def blocks(rows: object) -> Iterator[Callable[[], Block]]:
         RowByRow: nothing has come yet, or the rows behind what has come cannot be had so.
     """
     if isinstance(rows, Tables):
-        yield from _of_tables(rows)
+        if rows.path and rows.path.suffix.lower() == ".parquet":
+            yield from _of_parquet(rows.path)
+        else:
+            yield from _of_tables(rows.tables())
     elif isinstance(rows, TextRows):
         yield from {"json": _json, "csv": _csv, "tsv": _tsv}[rows.kind](rows.path)
     else:
@@ -86,27 +70,56 @@ def blocks(rows: object) -> Iterator[Callable[[], Block]]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def _of_tables(rows: Tables) -> Iterator[Callable[[], Block]]:
+def _of_tables(tables: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[Callable[[], Block]]:
     done = 0
     try:
-        for table in rows.tables():
+        for table in tables:
             for batch in table.to_batches() if isinstance(table, pa.Table) else [table]:
                 for start in range(0, batch.num_rows, ROWS):
                     part = batch.slice(start, ROWS)
-                    yield _table_block(part, done)
+                    yield partial(_table_block, part, done)
                     done += part.num_rows
     except (ValueError, pa.ArrowException, OSError):
         raise RowByRow from None
 
 
-def _table_block(batch: pa.RecordBatch, done: int) -> Callable[[], Block]:
-    def block() -> Block:
-        names = batch.schema.names
-        columns = {name: batch.column(i) for i, name in enumerate(names) if is_read(name)}
-        numbers = np.arange(done + 1, done + 1 + batch.num_rows)
-        return Block(columns, numbers, lambda: enumerate(reading._rows_of_batches([batch]), start=done + 1))
+def _table_block(batch: pa.RecordBatch, done: int) -> Block:
+    columns = {name: batch.column(i) for i, name in enumerate(batch.schema.names) if is_read(name)}
+    numbers = np.arange(done + 1, done + 1 + batch.num_rows)
+    return Block(columns, numbers, lambda: enumerate(reading._rows_of_batches([batch]), start=done + 1))
 
-    return block
+
+def _of_parquet(path: Path) -> Iterator[Callable[[], Block]]:
+    """Row groups are decoded by the call; large ones before it, some rows at a time."""
+    from pyarrow.parquet import ParquetFile
+
+    done = 0
+    try:
+        with ParquetFile(path) as file:
+            reading.check_names(file.schema_arrow.names)
+            for i in range(file.num_row_groups):
+                group = file.metadata.row_group(i)
+                if 0 < group.num_rows <= 2 * ROWS and group.total_byte_size <= GROUP:
+                    yield partial(_row_group, path, file.metadata, i, done)
+                    done += group.num_rows
+                    continue
+                for batch in reading.parquet_batches(file, [i]):
+                    yield partial(_table_block, batch, done)
+                    done += batch.num_rows
+    except (ValueError, pa.ArrowException, OSError):
+        raise RowByRow from None
+
+
+def _row_group(path: Path, metadata: Any, i: int, done: int) -> Block:
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path, metadata=metadata) as file:
+            batches = [*reading.parquet_batches(file, [i], rows=2 * ROWS, use_threads=False)]
+        [batch] = batches
+    except (ValueError, pa.ArrowException, OSError):
+        raise RowByRow from None
+    return _table_block(batch, done)
 
 
 # --- lines -------------------------------------------------------------------------------------------------
@@ -151,15 +164,6 @@ def _ends(text: NDArray[np.uint8]) -> NDArray[np.int64]:
     return ends if len(text) and text[-1] == ord("\n") else np.append(ends, len(text))
 
 
-def _is_utf8(text: bytes) -> bool:
-    offsets = pa.py_buffer(np.array([0, len(text)], np.int32))
-    try:
-        pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text)).validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
 # --- JSON --------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +192,7 @@ def _json_block(part: _Lines, guess: _JsonGuess) -> Block:
         return reading.json_rows(part.numbered(), part.path)
 
     text = part.bytes.removeprefix(b"\xef\xbb\xbf") if part.first == 1 else part.bytes
-    read = _parsed_json(text, guess) if _is_object_a_line(text) and _is_utf8(text) else None
+    read = _parsed_json(text, guess) if _is_object_a_line(text) and are_utf8(text) else None
     if read is None:
         return Block(None, np.empty(0, np.int64), rows)
     columns = {name: read.column(name).combine_chunks() for name in read.column_names if is_read(name)}
@@ -297,7 +301,7 @@ def _header(part: _Lines, records: Callable[..., reading.Records]) -> tuple[list
 
     try:
         names = next((fields for _, fields in records(counted(), part.path) if fields), [])
-        reading._check_names(names)
+        reading.check_names(names)
     except ValueError:
         raise RowByRow from None
     if len(names) < 2:
@@ -318,7 +322,7 @@ def _separated_block(
     text = part.bytes
     if not text.strip(b"\r\n"):
         return Block({}, np.empty(0, np.int64), rows)
-    if text.count(b"\r") != text.count(b"\r\n") or not _is_utf8(text):
+    if text.count(b"\r") != text.count(b"\r\n") or not are_utf8(text):
         return left
     bytes_ = np.frombuffer(text, np.uint8)
     ends, quoted = _ends(bytes_), separator == "," and b'"' in text

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hybridfast.data import columns
 from hybridfast.data.columns import language_tag
+from hybridfast.data.texts import are_utf8
 
 __all__ = ["SCHEMA", "versions"]
 
@@ -52,7 +53,7 @@ def versions(
     """
     try:
         return _versions(given, number_B, language, file_name, id_needed)
-    except (_Odd, pa.ArrowException):
+    except (_Odd, pa.ArrowException, ValueError):  # offsets that do not ascend are a ValueError
         return None
 
 
@@ -87,7 +88,10 @@ def _versions(
         ],
         schema=SCHEMA,
     )
-    batch.validate(full=True)  # Parquet may hold what is no UTF-8
+    batch.validate()
+    texts = (column.values if pt.is_list(column.type) else column for column in batch.columns)
+    if not all(map(are_utf8, texts)):  # Parquet may hold anything
+        raise _Odd
     return batch
 
 

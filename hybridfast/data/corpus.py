@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from hybridfast.data import assembly, tokenizing
 from hybridfast.data.checking import SCHEMA
 from hybridfast.data.numbering import first_of, number, slices
+from hybridfast.data.parallel import in_order
 from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in, unread
 from hybridfast.data.spool import MEMORY, Store, cache_folder
 from hybridfast.data.texts import column_json, hash_column
@@ -64,7 +65,7 @@ class ParallelCorpus:
         # Sorted, so that a language keeps its number when rows are reordered.
         self.languages, self.language_V = self._numbered("lang")
         self.sources, self.source_V = self._numbered("source")
-        hashes = (hash_column(batch.column(0), 2) for _, batch in self.parts("id"))
+        hashes = in_order(lambda part: hash_column(part[1].column(0), 2), self.parts("id"))
         numbers = number(hashes, self.language_V, len(self.languages), self.store)
         self.num_items, self.num_groups = numbers.items, numbers.groups
         self.item_V: NDArray[np.int32] = numbers.item_V
@@ -99,8 +100,10 @@ class ParallelCorpus:
         """The column's values, sorted, and each row's place among them."""
         place: dict[str, int] = {}
         code_V = self.store.empty(len(self), np.int32)
-        for part, batch in self.parts(column):
-            encoded = batch.column(0).dictionary_encode()
+        encoded_parts = in_order(
+            lambda part: (part[0], part[1].column(0).dictionary_encode()), self.parts(column)
+        )
+        for part, encoded in encoded_parts:
             values = encoded.dictionary.to_pylist()
             codes = np.array([place.setdefault(value, len(place)) for value in values], np.int32)
             code_V[part] = codes[encoded.indices.to_numpy()]

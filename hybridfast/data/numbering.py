@@ -9,16 +9,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridfast.data.parallel import in_order
 from hybridfast.data.spool import Store
 
 __all__ = ["Numbers", "first_of", "number", "slices"]
 
-BUCKET = 1 << 20  # rows sorted at a time
+BUCKET = 1 << 17  # rows sorted at a time, by each thread
+HELD = 1 << 20  # rows that stay in memory
+FILES = 384  # buckets on disk at most, which then hold more: a process may open 1,024 files by default
 _ROW = np.dtype([("high", np.uint64), ("low", np.uint64), ("row", np.int32)])
 
 
@@ -45,21 +49,11 @@ def number(
     # The first row of each row's item, and of its group: later their numbers.
     item_V, repeat_V = store.empty(rows, np.int32), store.empty(rows, np.int32)
     later: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
-    for bucket in _buckets(hashes, rows, store):
-        row_B, run_B = _runs(bucket)
-        first_B = np.append(True, run_B[1:] != run_B[:-1])
-        item_V[row_B] = np.repeat(row_B[first_B], np.diff(np.append(np.flatnonzero(first_B), len(row_B))))
-        repeat_B = _repeats(run_B * languages + language_V[row_B])
-        repeat_V[row_B] = repeat_B
-        again_B = repeat_B > 0
-        if again_B.any():
-            row_R = row_B[again_B]
-            key_R = run_B[again_B] * (int(repeat_B.max()) + 1) + repeat_B[again_B]
-            order_R = np.lexsort((row_R, key_R))
-            begins = np.append(True, np.diff(key_R[order_R]) != 0)
-            place = np.flatnonzero(begins)
-            first_R = np.repeat(row_R[order_R][place], np.diff(np.append(place, len(row_R))))
-            later.append((row_R[order_R], first_R))
+    ranked = partial(_ranked, language_V=language_V, languages=languages)
+    for row_B, first_B, repeat_B in in_order(ranked, _buckets(hashes, rows, store)):
+        item_V[row_B], repeat_V[row_B] = first_B, repeat_B
+        if (repeat_B > 0).any():
+            later.append(_later(row_B, first_B, repeat_B))
     group_V = item_V
     if later:
         group_V = store.empty(rows, np.int32)
@@ -95,11 +89,11 @@ def _dense(
 
 def _buckets(hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store) -> Iterator[NDArray[Any]]:
     """The rows with the hashes of their ids, those of an id in one bucket; ascending in each."""
-    count = -(-rows // BUCKET)
-    parts: list[NDArray[Any]] = []
+    count, on_disk = min(-(-rows // BUCKET), FILES), rows > HELD
+    parts: list[list[NDArray[Any]]] = [[] for _ in range(count)]
     files: list[Any] = []
     try:
-        if count > 1:
+        if on_disk:
             store.cache.mkdir(parents=True, exist_ok=True)
             files = [tempfile.TemporaryFile(dir=store.cache) for _ in range(count)]  # noqa: SIM115
         done = 0
@@ -108,23 +102,44 @@ def _buckets(hashes: Iterator[NDArray[np.uint64]], rows: int, store: Store) -> I
             part["high"], part["low"] = hash_B2.T
             part["row"] = np.arange(done, done + len(part))
             done += len(part)
-            if not files:
-                parts.append(part)
-                continue
             bucket_B = (part["high"] >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
-            order_B = np.argsort(bucket_B, kind="stable")
-            ends = np.searchsorted(bucket_B[order_B], np.arange(count), side="right")
-            for file, some in zip(files, np.split(part[order_B], ends[:-1]), strict=True):
-                some.tofile(file)
-        for file in files:
-            file.seek(0)
-            if len(bucket := np.fromfile(file, _ROW)):
+            order_B = np.argsort(bucket_B.astype(np.uint16), kind="stable")  # by radix
+            ends = np.cumsum(np.bincount(bucket_B.astype(np.int64), minlength=count))
+            for i, some in enumerate(np.split(part[order_B], ends[:-1])):
+                files[i].write(some) if on_disk else parts[i].append(some)
+        for i in range(count):
+            if on_disk:
+                files[i].seek(0)
+                parts[i] = [np.fromfile(files[i], _ROW)]
+            bucket, parts[i] = np.concatenate(parts[i]), []
+            if len(bucket):
                 yield bucket
-        if parts:
-            yield np.concatenate(parts)
     finally:
         for file in files:
             file.close()
+
+
+def _ranked(
+    bucket: NDArray[Any], language_V: NDArray[np.int32], languages: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The rows of a bucket, the first row of each one's item, and its repeats in its language."""
+    row_B, run_B = _runs(bucket)
+    begins = np.flatnonzero(np.append(True, run_B[1:] != run_B[:-1]))
+    first_B = np.repeat(row_B[begins], np.diff(np.append(begins, len(row_B))))
+    return row_B, first_B, _repeats(run_B * languages + language_V[row_B])
+
+
+def _later(
+    row_B: NDArray[np.int32], first_B: NDArray[np.int32], repeat_B: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Rows that repeat their item and language, and the first row of each one's group."""
+    again_B = repeat_B > 0
+    row_R, first_R, repeat_R = row_B[again_B], first_B[again_B], repeat_B[again_B]
+    order_R = np.lexsort((row_R, repeat_R, first_R))
+    row_R, first_R, repeat_R = row_R[order_R], first_R[order_R], repeat_R[order_R]
+    begins = np.append(True, (first_R[1:] != first_R[:-1]) | (repeat_R[1:] != repeat_R[:-1]))
+    places = np.flatnonzero(begins)
+    return row_R, np.repeat(row_R[places], np.diff(np.append(places, len(row_R))))
 
 
 def _runs(bucket: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

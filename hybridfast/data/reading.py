@@ -160,7 +160,7 @@ def rows_in(source: Any, split: str | None = None) -> Iterable[tuple[int, Any]]:
         ValueError: anything else, named by its type; no such split; two columns of one name.
     """
     if isinstance(source, (pa.Table, pa.RecordBatch)):
-        _check_names(source.schema.names)
+        check_names(source.schema.names)
         return Tables(lambda: [source])
     if isinstance(source, Mapping):
         from datasets import DatasetDict, IterableDatasetDict
@@ -168,7 +168,7 @@ def rows_in(source: Any, split: str | None = None) -> Iterable[tuple[int, Any]]:
         if isinstance(source, (DatasetDict, IterableDatasetDict)):
             return rows_in(_split(source, split))
     elif hasattr(source, "itertuples") and hasattr(source, "columns"):  # a pandas.DataFrame
-        _check_names(source.columns)
+        check_names(source.columns)
         columns, tuples = source.columns, source.itertuples(index=False, name=None)
         return enumerate((dict(zip(columns, row, strict=True)) for row in tuples), start=1)
     elif hasattr(source, "with_format") and hasattr(source, "data"):  # a datasets.Dataset
@@ -226,7 +226,7 @@ def _is_known_language(stem: str) -> bool:
     return True
 
 
-def _check_names(names: Iterable[Any]) -> None:
+def check_names(names: Iterable[Any]) -> None:
     # Separators at the end of a header make columns without a name.
     twice = [name for name, count in Counter(names).items() if count > 1 and name != ""]
     if twice:
@@ -288,7 +288,7 @@ def _decoded(raw: bytes, number: int, path: Path) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        _check_names(key for key, _ in pairs)
+        check_names(key for key, _ in pairs)
     return row
 
 
@@ -402,7 +402,7 @@ def under_header(path: Path, records: Records, names: list[str] | None = None) -
         if not names:
             names = fields
             try:
-                _check_names(names)
+                check_names(names)
             except ValueError as error:
                 raise ValueError(f"{path}:{line}: {error}") from None
         elif len(fields) != len(names):
@@ -448,13 +448,18 @@ def _of_parquet(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        _check_names(names)
-        known = [name for name in names if is_read(name)]
-        for batch in file.iter_batches(2 * CHUNK, columns=known):
-            nulls = pa.nulls(batch.num_rows)
-            columns = [batch.column(name) if name in known else nulls for name in names]
-            yield pa.RecordBatch.from_arrays(columns, names=names)
+        check_names(file.schema_arrow.names)
+        yield from parquet_batches(file, range(file.num_row_groups))
+
+
+def parquet_batches(file: Any, groups: Iterable[int], rows: int = 2 * CHUNK, **how: Any) -> Iterator[Any]:
+    """Of a ParquetFile's row groups: so many rows at a time, of columns that are not read the names alone."""
+    names = file.schema_arrow.names
+    known = [name for name in names if is_read(name)]
+    for batch in file.iter_batches(rows, [*groups], known, **how):
+        nulls = pa.nulls(batch.num_rows)
+        columns = [batch.column(name) if name in known else nulls for name in names]
+        yield pa.RecordBatch.from_arrays(columns, names=names)
 
 
 def _of_arrow(path: Path) -> Iterator[pa.RecordBatch]:
@@ -463,7 +468,7 @@ def _of_arrow(path: Path) -> Iterator[pa.RecordBatch]:
         is_file = file.read(6) == b"ARROW1"
         file.seek(0)
         reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-        _check_names(reader.schema.names)
+        check_names(reader.schema.names)
         for i in range(reader.num_record_batches) if is_file else ():
             yield reader.get_batch(i)
         if not is_file:

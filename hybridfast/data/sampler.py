@@ -21,6 +21,7 @@ from hybridfast.data.arrays import (
     checked_vectors,
     mapped_files,
     version_count,
+    without_read_ahead,
 )
 from hybridfast.data.columns import language_tag
 
@@ -180,6 +181,7 @@ class HybridSampler:
 
         arrays = checked_arrays(tokens, planned=batches is None)
         group_vectors = [checked_vectors(i, array, tokens) for i, array in enumerate(group_vectors)]
+        arrays, group_vectors = without_read_ahead(arrays, group_vectors)
         if batches is not None:
             check_batches(batches, batch_size, tokens, self.languages)
         weights = _weights("source_weights", source_weights, self.sources) if source_weights != "size" else []

@@ -186,7 +186,7 @@ def test_tables(
     table = pa.table(columns)
     path = tmp_path_factory.mktemp("tables") / ("rows.parquet" if kind == "parquet" else "rows.arrow")
     if kind == "parquet":
-        pq.write_table(table, path, row_group_size=4)
+        pq.write_table(table, path, row_group_size=data.draw(st.sampled_from([4, 9])))
     else:
         make = pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream
         with make(str(path), table.schema) as writer:
@@ -234,6 +234,22 @@ def test_plain_rows_are_not_read_one_by_one(
     corpus = ParallelCorpus.load(path)
     assert corpus.items == [str(i) for i in range(50)]
     assert corpus.table["negatives"].to_pylist() == [["n"]] * 50
+
+
+@pytest.mark.parametrize("group", [5, 20])  # decoded whole, and some rows at a time
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.8])
+def test_a_damaged_parquet_file(tmp_path: Path, group: int, place: float) -> None:
+    path = tmp_path / "rows.parquet"
+    rng = np.random.default_rng(0)
+    some = [{**row, "passage": rng.bytes(300).hex()} for row in plain(40)]
+    pq.write_table(pa.Table.from_pylist(some), path, row_group_size=group, compression="snappy")
+    whole = path.read_bytes()
+    begin = int(place * len(whole))
+    path.write_bytes(whole[:begin] + bytes(2000) + whole[begin + 2000 :])
+    assert_same(path)
+    assert isinstance(outcome(path), str)
+    path.write_bytes(whole[:begin])
+    assert "not Parquet" in outcome(path)
 
 
 def test_numbers_as_ids_and_lines_as_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

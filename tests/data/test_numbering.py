@@ -32,13 +32,14 @@ def by_dictionaries(rows: list[tuple[int, int]]) -> tuple[list[int], list[int], 
     return [items[item] for item, _ in rows], groups, repeats
 
 
-@pytest.mark.parametrize("bucket", [3, 1 << 22])
+@pytest.mark.parametrize(("bucket", "held"), [(3, 0), (3, 100), (1 << 22, 100)])
 @pytest.mark.parametrize("bits", [64, 1])
 def test_numbers_are_those_of_dictionaries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: int, bits: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: int, held: int, bits: int
 ) -> None:
     """With one bit, half of all ids have the first 64 bits of their hashes in common."""
     monkeypatch.setattr(numbering, "BUCKET", bucket)
+    monkeypatch.setattr(numbering, "HELD", held)
 
     @settings(max_examples=60, deadline=None)
     @given(

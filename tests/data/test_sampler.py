@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1203,3 +1204,37 @@ def test_second_texts_of_predefined_batches_and_of_plans_without_text():
         for name in ("second_queries", "second_passages"):
             assert torch.equal(getattr(batches[0], name)["input_ids"], getattr(batches[1], name)["input_ids"])
             assert getattr(batches[2], name) is None
+
+
+def mapped_flags(path: Path) -> list[str]:
+    """What the system was told of each mapping of a file."""
+    found, of = [], ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            of = line
+        elif line.startswith("VmFlags") and of.endswith(str(path)):
+            found.append(line)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux")
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_what_does_not_fit_into_memory_is_read_without_what_stands_around_it(tmp_path, monkeypatch, free):
+    tokens = make_tokens(**RICH)
+    vectors = np.random.default_rng(0).random((700, 3), np.float32)
+    tokens.token_ids.tofile(tmp_path / "token_ids.bin")
+    vectors.tofile(tmp_path / "vectors.bin")
+    mapped = replace(tokens, token_ids=np.memmap(tmp_path / "token_ids.bin", np.int32, mode="r"))
+    mapped_vectors = np.memmap(tmp_path / "vectors.bin", np.float32, mode="r", shape=(700, 3))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    expected = HybridSampler(tokens, 64, group_vectors=[vectors])
+    sampler = HybridSampler(mapped, 64, group_vectors=[mapped_vectors])
+    assert_equal_batches(sampler[0, 3], expected[0, 3])
+    assert torch.equal(sampler[0, 3].group_vectors[0], expected[0, 3].group_vectors[0])
+    for name in ("token_ids.bin", "vectors.bin"):
+        flags = mapped_flags(tmp_path / name)
+        assert len(flags) == (1 if free else 2)  # the caller's keeps its read-ahead
+        assert sum(" rr" in line for line in flags) == (0 if free else 1)
+    os.truncate(tmp_path / "token_ids.bin", 4096)
+    with pytest.raises(RuntimeError, match=r"corpus file .*token_ids\.bin"):
+        sampler[0, 1]

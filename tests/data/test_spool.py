@@ -47,6 +47,7 @@ def write(path: Path, some: list[dict[str, Any]]) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BYTES", 500)
     monkeypatch.setattr(numbering, "BUCKET", 50)
+    monkeypatch.setattr(numbering, "HELD", 0)
 
 
 def told(corpus: ParallelCorpus) -> dict[str, Any]:
@@ -193,7 +194,7 @@ from hybridfast.data.corpus import ParallelCorpus
 from tokenizers import Tokenizer
 
 path, cache, deadly = sys.argv[1], sys.argv[2], int(sys.argv[3])
-blocks.BYTES, numbering.BUCKET, tokenizing.CHUNK, tokenizing.SHARD = 500, 50, 7, 2
+blocks.BYTES, numbering.BUCKET, numbering.HELD, tokenizing.CHUNK, tokenizing.SHARD = 500, 50, 0, 7, 2
 calls = 0
 
 def counted(real):
