@@ -293,8 +293,9 @@ def _page(parts: Sequence[Part]) -> str:
         blocks.append(f"<h{part.level}>{escape(part.heading)}</h{part.level}>\n")
         blocks += [f'<p class="muted">{escape(line)}</p>\n' for line in part.lines]
         if part.rows:
-            heads = "".join(f"<th>{escape(cell)}</th>" for cell in part.rows[0])
-            body = "".join(map(_row, part.rows[1:]))
+            kind = ' class="text"' if _has_sentences(part.rows) else ""
+            heads = "".join(f"<th{kind}>{escape(cell)}</th>" for cell in part.rows[0])
+            body = "".join(_row(row, kind) for row in part.rows[1:])
             table = f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
             blocks.append(f'<div class="card">{table}</div>\n')
         if part.picture:
@@ -305,14 +306,19 @@ def _page(parts: Sequence[Part]) -> str:
     return report.page("Study", blocks)
 
 
-def _row(row: Sequence[str]) -> str:
-    return f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>\n"
+def _row(row: Sequence[str], kind: str) -> str:
+    cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row[1:])
+    return f"<tr><th>{escape(row[0])}</th>{cells}</tr>\n"
+
+
+def _has_sentences(rows: Rows) -> bool:
+    return max(len(cell) for row in rows for cell in row) >= SENTENCE
 
 
 def _table_of(rows: Rows) -> str:
     """Markdown; columns are aligned unless they hold sentences."""
     rows = [[" ".join(cell.split()) for cell in row] for row in rows]
-    if max(len(cell) for row in rows for cell in row) < SENTENCE:
+    if not _has_sentences(rows):
         return layout(rows)
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
