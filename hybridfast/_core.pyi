@@ -34,6 +34,22 @@ def text_json(
     data: NDArray[np.uint8], indptr: NDArray[np.int64], list_indptr: NDArray[np.int64] | None = None
 ) -> bytes: ...
 
+class WordTable:
+    def __init__(self, separators: str, in_runs: bool, most: int = 1 << 20) -> None: ...
+    def find(
+        self, data: NDArray[np.uint8], indptr: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]: ...
+    def add(self, ids: NDArray[np.int32], indptr: NDArray[np.int64], is_plain: NDArray[np.uint8]) -> None: ...
+    def gather(
+        self,
+        words: NDArray[np.int32],
+        indptr: NDArray[np.int64],
+        is_whole: NDArray[np.uint8],
+        head: NDArray[np.int32],
+        tail: NDArray[np.int32],
+        room: int,
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+
 class Schedule:
     @property
     def epoch(self) -> int: ...

@@ -29,7 +29,8 @@ from hybridfast.data.parallel import in_order
 from hybridfast.data.reading import File, files_at, from_disk, is_data_file, rows_in, unread
 from hybridfast.data.spool import MEMORY, Store, cache_folder
 from hybridfast.data.texts import column_json, hash_column
-from hybridfast.data.tokens import TokenizedCorpus, TokenizerIds
+from hybridfast.data.tokenizer import TokenizerIds
+from hybridfast.data.tokens import TokenizedCorpus
 
 if TYPE_CHECKING:
     import datasets

@@ -18,10 +18,11 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
+from hybridfast.data.ids import Ids, TextIds, spans
 from hybridfast.data.presence import presence
 from hybridfast.data.spool import cache_folder, write_whole
 from hybridfast.data.texts import hash_spans
-from hybridfast.data.tokens import Ids, TextIds, TokenizedCorpus, spans
+from hybridfast.data.tokens import TokenizedCorpus
 
 if TYPE_CHECKING:
     from hybridfast.data.corpus import ParallelCorpus

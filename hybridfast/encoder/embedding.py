@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridfast.data import tokenizing, tokens
-from hybridfast.data.tokens import TokenizedCorpus, spans, tokenizer_settings
+from hybridfast.data import tokenizing
+from hybridfast.data.ids import Ids, joined, spans
+from hybridfast.data.tokenizer import tokenizer_settings
+from hybridfast.data.tokens import TokenizedCorpus
+from hybridfast.data.words import ByWords
 from hybridfast.encoder.attention import position_offset
 from hybridfast.encoder.dropout import Dropout
 from hybridfast.encoder.forward import Forward
@@ -218,6 +221,7 @@ class Side:
         if not self.flat:
             self._see_padding(features)
         self._read = self._fastest()
+        self._words = ByWords(getattr(model[0], "tokenizer", None), self.prompt, self._by_length, samples)
 
     def _see_padding(self, features: Features) -> None:
         mask_BL, ids_BL = features["attention_mask"].bool(), features["input_ids"]
@@ -258,8 +262,11 @@ class Side:
             **self.reading,
         }
 
-    def ids(self, texts: Sequence[str]) -> tokens.Ids:
+    def ids(self, texts: Sequence[str]) -> Ids:
         """The token ids of all texts, one after the other (T,), and how many each has (B,)."""
+        return self._words(texts)
+
+    def _by_length(self, texts: Sequence[str]) -> Ids:
         order = np.argsort([len(text) for text in texts], kind="stable")
         parts: list[NDArray[np.int32]] = []
         lengths_B = np.zeros(len(texts), np.int64)
@@ -272,7 +279,7 @@ class Side:
         starts_B[order] = np.cumsum(lengths_B[order]) - lengths_B[order]
         return sorted_T[spans(starts_B, lengths_B)], lengths_B
 
-    def _fastest(self) -> Callable[[list[str]], tokens.Ids]:
+    def _fastest(self) -> Callable[[list[str]], Ids]:
         """What gives the samples' ids as ``preprocess`` does, sooner if there is such a way."""
         wanted = self._by_tensors(self.samples)
         for way in (self._by_backend, self._by_lists):
@@ -284,26 +291,26 @@ class Side:
                 return way
         return self._by_tensors
 
-    def _by_backend(self, texts: list[str]) -> tokens.Ids:
+    def _by_backend(self, texts: list[str]) -> Ids:
         """StaticEmbedding's tokenizer without the offsets that nobody reads."""
         module: Any = self.model[0]
         prompted = [self.prompt + text for text in texts]
         encodings = module.tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
-        return tokens.joined([encoding.ids for encoding in encodings])
+        return joined([encoding.ids for encoding in encodings])
 
-    def _by_lists(self, texts: list[str]) -> tokens.Ids:
+    def _by_lists(self, texts: list[str]) -> Ids:
         """transformers' padding, and tensors made of lists, take longer than the tokenizer."""
         features = self._preprocess(
             texts, processing_kwargs={"common": {"return_tensors": None}, "text": {"padding": False}}
         )
         self._check_types(itertools.chain.from_iterable(features.get("token_type_ids", ())))
-        return tokens.joined(features["input_ids"])
+        return joined(features["input_ids"])
 
     def _check_types(self, types: Iterable[int]) -> None:
         if any(kind != self.token_type for kind in types):
             raise ValueError(f"{self._name} gives a text's tokens several token types, which ids do not tell")
 
-    def _by_tensors(self, texts: list[str]) -> tokens.Ids:
+    def _by_tensors(self, texts: list[str]) -> Ids:
         features = self._preprocess(texts)
         ids = features["input_ids"]
         if self.flat:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridfast.data.tokens import TokenizedCorpus, spans
+from hybridfast.data.ids import spans
+from hybridfast.data.tokens import TokenizedCorpus
 
 __all__ = ["with_negatives"]
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from hybridfast.data.tokens import TokenizedCorpus, spans
+from hybridfast.data.ids import spans
+from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, shards
 from hybridfast.encoder.embedding import Side
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from hybridfast.data import tokenizing
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
-from hybridfast.data.tokens import TokenizedCorpus, TokenizerIds
+from hybridfast.data.tokenizer import TokenizerIds
+from hybridfast.data.tokens import TokenizedCorpus
 
 ROWS: list[dict[str, Any]] = [
     {

@@ -13,11 +13,21 @@ from encoder.model_kinds import KINDS, ROWS, WORDS
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW, Dense
 
+from hybridfast.data import words
 from hybridfast.data.corpus import ParallelCorpus
+from hybridfast.data.words import WordIds
 from hybridfast.encoder import embedding, loading
 from hybridfast.encoder.embedding import Side
 
 pytestmark = pytest.mark.filterwarnings("default")  # of models that are made up
+
+
+# What cuts texts elsewhere than at blanks, or takes a text's end, or is no tokenizer of the library's.
+READ_WHOLE = {
+    "BERT, cut on the left", "word embeddings, LSTM", "Qwen2, chat template",
+    "Qwen2, padded left, last token", "Qwen2, padded right, last token", "Qwen2, the end pads",
+    "Qwen3, no token for padding, mean", "Qwen3, padded left, last token",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +60,18 @@ def test_ids_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPatch) 
     ids_T, lengths_B = side.ids(texts)
     for got, own in zip(np.split(ids_T, np.cumsum(lengths_B)[:-1]), wanted, strict=True):
         np.testing.assert_array_equal(got, own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_word_by_word_are_those_of_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Side(KINDS[kind](), "query", ["sun"])
+    texts = [" ".join(row["query"] for row in ROWS[i:]) + "\n[SEP]  é" * (i % 3) for i in range(len(ROWS))]
+    wanted = side.ids(texts)
+    monkeypatch.setattr(words, "MANY", 1)
+    got = side.ids(texts)
+    np.testing.assert_array_equal(got[0], wanted[0])
+    np.testing.assert_array_equal(got[1], wanted[1])
+    assert isinstance(side._words.read, WordIds) == (kind not in READ_WHOLE)
 
 
 def refusal(model: SentenceTransformer, rows: list[dict[str, Any]] = ROWS) -> str:

@@ -1,0 +1,259 @@
+"""The ids of texts by those of their words: a corpus says the same words again and again.
+
+Most tokenizers cut a text at its blanks before anything else, so that a word has the ids that it has alone.
+Where that is so, by how the tokenizer is made and by what it gives for a few texts, each distinct word goes
+through it once. Texts in which something does not stand for itself go through it whole, as do those of
+scripts without blanks, whose pieces do not come again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hybridfast._core import WordTable
+from hybridfast.data.ids import Ids, joined, spans
+
+__all__ = ["MANY", "ByWords", "WordIds", "by_words"]
+
+MANY = 16_384  # texts; for fewer, to prepare it takes longer than it saves
+
+# What a normalizer may do: characters become others, whatever stands beyond a blank.
+LOCAL = {
+    "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Strip",
+    "StripAccents",
+}  # fmt: skip
+# What cuts at blanks and drops them, and what may come after it.
+AT_BLANKS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+WITHIN = AT_BLANKS | {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
+LONGEST = 9_000  # words of a text that shows where texts are cut
+PROBES = [
+    "", " ", "a", "A B", "a  b", " a", "b ", "a\tb", "a\nb", "a\r\nb", "x" * 300,
+    "Straße, ΟΔΟΣ; İstanbul! don't 3.14-x", "ﬁ ½ Å Ａ１ e\u0301 \u0301e a\u200db \u200d \u3000x",
+    "見る 東京、 ไทย한국어 हिन्दी العربية 🙂👍🏽 🏳️‍🌈",
+]  # fmt: skip
+
+
+class ByWords:
+    """The ids of texts by `read`; of many of them word by word, where that gives the same."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prefix: str,
+        read: Callable[[Sequence[str]], Ids],
+        samples: Sequence[str] = (),
+    ) -> None:
+        self.make = partial(by_words, tokenizer, prefix, read, samples)
+        self.read, self.tried = read, False
+
+    def __call__(self, texts: Sequence[str]) -> Ids:
+        """The ids of all texts, one after the other (T,), and how many each has (B,)."""
+        if not self.tried and len(texts) >= MANY:
+            self.tried = True
+            self.read = self.make() or self.read
+        return self.read(texts)
+
+
+def by_words(
+    tokenizer: Any, prefix: str, read: Callable[[Sequence[str]], Ids], samples: Sequence[str] = ()
+) -> WordIds | None:
+    """What gives the same ids as `read`, sooner; None if words do not stand for themselves.
+
+    Args:
+        tokenizer: a ``tokenizers.Tokenizer`` that `read` asks, or a transformers tokenizer of one.
+        prefix: stands before every text.
+        read: the ids of texts, with special tokens and cut if they are to be.
+        samples: a few texts like those to come.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        return None
+    definition = json.loads(backend.to_str())
+    separators = _separators(definition)
+    if separators is None:
+        return None
+    own = Tokenizer.from_str(backend.to_str())  # the caller's keeps its settings
+    own.no_padding()
+    own.no_truncation()
+    unknown, unknown_text = _unknown(definition)
+    special = {token["id"] for token in definition["added_tokens"]} - unknown
+    texts = [*samples, *(text.upper() for text in samples), *PROBES]
+    texts.append(" ".join(texts) + " a" * LONGEST)  # its begin and its end differ
+    try:
+        ends = _ends(own, prefix, read, texts[-1])
+        ids = ends and WordIds(own, prefix, read, separators, special, unknown_text, *ends)
+        return ids if ids and _alike(ids(texts), read(texts)) else None
+    except Exception:  # a text that it cannot read: whatever it says, `read` is to say
+        return None
+
+
+def _types(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+    """The parts of a sequence of sequences, in order."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [inner for member in part[members] for inner in _types(member, members)]
+
+
+def _separators(definition: dict[str, Any]) -> tuple[str, bool] | None:
+    """What stands between words, and whether several of them, or one at an end, count as one between."""
+    for part in _types(definition["normalizer"], "normalizers"):
+        if part["type"] not in LOCAL and not (part["type"] == "Replace" and _stays_within_words(part)):
+            return None
+    if definition["model"].get("dropout") or any(
+        token["content"].split() != [token["content"]] for token in definition["added_tokens"]
+    ):
+        return None
+    parts = _types(definition["pre_tokenizer"], "pretokenizers")
+    schemes = [part.get("prepend_scheme", "always") for part in parts if part["type"] == "Metaspace"]
+    match [part["type"] for part in parts]:
+        case ["Metaspace"] if parts[0].get("split", True) and schemes != ["never"]:
+            return " ", False
+        case [first, *others] if first in AT_BLANKS and WITHIN.issuperset(others) and "first" not in schemes:
+            return " \t\n\r", True
+    return None
+
+
+def _stays_within_words(replace: dict[str, Any]) -> bool:
+    if "String" in replace["pattern"]:
+        return not any(map(str.isspace, replace["pattern"]["String"] + replace["content"]))
+    return (replace["pattern"], replace["content"]) == ({"Regex": " {2,}"}, " ")  # and blanks stay blanks
+
+
+def _unknown(definition: dict[str, Any]) -> tuple[set[int], list[str]]:
+    """The token of what is unknown, which words may well have; and its own text, which they may not."""
+    names = definition["model"].get("unk_token"), definition["model"].get("unk_id")
+    found = [
+        token
+        for token in definition["added_tokens"]
+        if (token["content"] in names or token["id"] in names) and not token["normalized"]
+    ]
+    return {token["id"] for token in found}, [token["content"] for token in found]
+
+
+def _ends(
+    tokenizer: Any, prefix: str, read: Callable[[Sequence[str]], Ids], long: str
+) -> tuple[list[int], list[int], int, bool] | None:
+    """What stands before and behind a text's ids, how many these are at most, and whether others are cut."""
+    wanted_T, _ = read(["a"])
+    own = tokenizer.encode(f"{prefix}a", add_special_tokens=False).ids
+    wanted, size = wanted_T.tolist(), len(own)
+    places = [start for start in range(len(wanted) - size + 1) if wanted[start : start + size] == own]
+    if not own or len(places) != 1:
+        return None
+    head, tail = wanted[: places[0]], wanted[places[0] + size :]
+    room = len(read([long])[0]) - len(head) - len(tail)
+    uncut = len(tokenizer.encode(prefix + long, add_special_tokens=False).ids)
+    return head, tail, room, room < uncut
+
+
+class WordIds:
+    """The ids of texts, made of those of their words; see :func:`by_words`."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prefix: str,
+        read: Callable[[Sequence[str]], Ids],
+        separators: tuple[str, bool],
+        special: set[int],
+        unknown_text: list[str],
+        head: list[int],
+        tail: list[int],
+        room: int,
+        cuts: bool,
+    ) -> None:
+        self.tokenizer, self.prefix, self.read = tokenizer, prefix, read
+        self.special, self.unknown_text = special, unknown_text
+        self.room, self.cuts = room, cuts
+        self.head, self.tail = np.array(head, np.int32), np.array(tail, np.int32)
+        self.table = WordTable(*separators)
+        # Whether a character stands for itself at a word's begin, behind a blank; and at its end, before one.
+        self.begins: dict[str, bool] = {}
+        self.ends: dict[str, bool] = {}
+        self._alone = threading.Lock()
+
+    def __call__(self, texts: Sequence[str]) -> Ids:
+        """The ids of all texts, one after the other (T,), and how many each has (B,)."""
+        try:
+            column = pa.array([self.prefix + text for text in texts], pa.large_string())
+        except UnicodeEncodeError:  # half a character
+            return self.read(texts)
+        _, offsets, buffer = column.buffers()
+        data = np.frombuffer(buffer, np.uint8) if buffer else np.empty(0, np.uint8)
+        indptr = np.frombuffer(offsets, np.int64, len(texts) + 1) if len(texts) else np.zeros(1, np.int64)
+        with self._alone:
+            words, word_indptr, is_whole, fresh = self.table.find(data, indptr)
+            if len(fresh):
+                self._learn(data, fresh.reshape(-1, 2))
+            ids_T, lengths_B = self.table.gather(
+                words, word_indptr, is_whole, self.head, self.tail, self.room
+            )
+        is_left = lengths_B < 0
+        if not self.cuts:
+            is_left |= lengths_B >= self.room
+        return _put(ids_T, lengths_B, np.flatnonzero(is_left), texts, self.read)
+
+    def _learn(self, data: NDArray[np.uint8], fresh: NDArray[np.int64]) -> None:
+        words = [data[begin:end].tobytes().decode() for begin, end in fresh.tolist()]
+        rows = self._encode(words)
+        self._look({word[0] for word in words} - self.begins.keys(), self.begins, "{0}a", "a {0}a")
+        self._look({word[-1] for word in words} - self.ends.keys(), self.ends, "a{0}", "a{0} a")
+        is_plain = [
+            self.begins[word[0]]
+            and self.ends[word[-1]]
+            and self.special.isdisjoint(row)
+            and not any(text in word for text in self.unknown_text)
+            for word, row in zip(words, rows, strict=True)
+        ]
+        ids_T, lengths = joined(rows)
+        self.table.add(ids_T, np.append(0, np.cumsum(lengths)), np.array(is_plain, np.uint8))
+
+    def _look(self, characters: set[str], known: dict[str, bool], alone: str, beside: str) -> None:
+        """Characters that join a blank, such as an accent, are no begin of a word."""
+        (other,) = self._encode(["a"])
+        some = sorted(characters)
+        for character, row, both in zip(
+            some,
+            self._encode([alone.format(character) for character in some]),
+            self._encode([beside.format(character) for character in some]),
+            strict=True,
+        ):
+            known[character] = both == (other + row if beside.startswith("a ") else row + other)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        # "fast" leaves out the characters' offsets, which nobody asks for.
+        return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _put(
+    ids_T: NDArray[np.int32],
+    lengths_B: NDArray[np.int64],
+    left: NDArray[np.int64],
+    texts: Sequence[str],
+    read: Callable[[Sequence[str]], Ids],
+) -> Ids:
+    """The ids of some texts among those of the others."""
+    if not len(left):
+        return ids_T, lengths_B
+    more_T, more_lengths = read([texts[i] for i in left.tolist()])
+    had_B = np.maximum(lengths_B, 0)
+    starts_B = np.cumsum(had_B) - had_B
+    starts_B[left] = len(ids_T) + np.cumsum(more_lengths) - more_lengths
+    had_B[left] = more_lengths
+    return np.concatenate([ids_T, more_T])[spans(starts_B, had_B)], had_B
+
+
+def _alike(ours: Ids, theirs: Ids) -> bool:
+    return np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
