@@ -5,7 +5,8 @@
     python benchmarks/bench_corpus.py --rows 0 --groups 100000000    # a sampler alone, of so many groups
 
 Rows are of 8 + 24 words, drawn as often as they stand in the embedded corpus, or in the text files of a
-folder (--text). A parallel item has a row in each of the languages. Our own steps and those of `datasets` run
+folder (--text); a share (--rare) is of two of them in one, which hardly come again, as a large corpus has
+ever new words. A parallel item has a row in each of the languages. Our own steps and those of `datasets` run
 in processes of their own, of which there are --repeats; a figure is their median, but memory their largest
 RssAnon, so pages of mapped files are not in it. A sampler is made of mapped files, once with their pages in
 memory as far as it has room and once without; its token ids are the hole of a file.
@@ -64,7 +65,9 @@ def word_counts(text: str | None) -> dict[str, Counter[str]]:
     return {name: words for name, words in sorted(counts.items()) if len(words) > 100}
 
 
-def batches(rows: int, counts: dict[str, Counter[str]], languages: int = 9) -> Iterator[pa.RecordBatch]:
+def batches(
+    rows: int, counts: dict[str, Counter[str]], rare: float, languages: int = 9
+) -> Iterator[pa.RecordBatch]:
     """Rows of items in so many languages. All ids differ; texts come again after DISTINCT rows."""
     names = list(counts)[:languages]
     rng = np.random.default_rng(0)
@@ -85,10 +88,16 @@ def batches(rows: int, counts: dict[str, Counter[str]], languages: int = 9) -> I
                 for i, (words, cumulative) in enumerate(tables):
                     mine = language_B == i
                     drawn = np.searchsorted(cumulative, rng.random(int(mine.sum()) * width))
-                    lists = pa.ListArray.from_arrays(
-                        pa.array(np.arange(0, len(drawn) + 1, width, dtype=np.int32)),
-                        words.take(pa.array(np.minimum(drawn, len(words) - 1))),
+                    drawn_words = words.take(pa.array(np.minimum(drawn, len(words) - 1)))
+                    is_rare = rng.random(len(drawn)) < rare
+                    halves = (
+                        words.take(pa.array(rng.integers(len(words), size=is_rare.sum()))) for _ in "ab"
                     )
+                    drawn_words = pc.replace_with_mask(
+                        drawn_words, pa.array(is_rare), pc.binary_join_element_wise(*halves, "")
+                    )
+                    indptr = pa.array(np.arange(0, len(drawn) + 1, width, dtype=np.int32))
+                    lists = pa.ListArray.from_arrays(indptr, drawn_words)
                     texts[mine] = pc.binary_join(lists, " ").to_numpy(zero_copy_only=False)
                 columns[column] = pa.array(texts, pa.string())
             made.append(columns)
@@ -98,11 +107,11 @@ def batches(rows: int, counts: dict[str, Counter[str]], languages: int = 9) -> I
         yield batch.slice(0, min(BATCH, rows - start))
 
 
-def write(folder: Path, rows: int, counts: dict[str, Counter[str]], *, parquet: bool) -> None:
+def write(folder: Path, rows: int, words: tuple[dict[str, Counter[str]], float], *, parquet: bool) -> None:
     """rows.jsonl and, if asked for, rows.parquet."""
     columns = None
     with open(folder / "rows.jsonl", "wb") as file:
-        for batch in batches(rows, counts):
+        for batch in batches(rows, *words):
             parts: list[Any] = []
             for i, name in enumerate(batch.schema.names):
                 parts += [f'{", " if i else "{"}"{name}": "', batch.column(i), '"']
@@ -354,6 +363,7 @@ def main() -> None:
     parser.add_argument("--large_tokenize", action="store_true", help="tokenize them, too")
     parser.add_argument("--groups", type=int, default=0, help="of a corpus that a sampler is made of")
     parser.add_argument("--text", help="a folder of text files, for their words")
+    parser.add_argument("--rare", type=float, default=0.04, help="share of words that hardly come again")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where files are written; default a temporary one")
     parser.add_argument("--step", choices=STEPS, help="one measurement, as this program calls itself")
@@ -375,13 +385,16 @@ def main() -> None:
 def compare(folder: Path, options: argparse.Namespace) -> None:
     from hybridfast.encoder.loading import train_tokenizer
 
-    counts = word_counts(options.text)
-    write(folder, options.rows, counts, parquet=True)
-    first = next(batches(BATCH, counts))
+    words = word_counts(options.text), options.rare
+    write(folder, options.rows, words, parquet=True)
+    first = next(batches(BATCH, *words))
     texts = [*first.column("query").to_pylist(), *first.column("passage").to_pylist()]
     train_tokenizer(texts, VOCABULARY).save(str(folder / "tokenizer.json"))
     size = (folder / "rows.jsonl").stat().st_size
-    print(f"{options.rows:,} rows of 8 + 24 words, {size / options.rows:.0f} bytes a row as JSON lines")
+    print(
+        f"{options.rows:,} rows of 8 + 24 words, of which {options.rare:.0%} hardly come again, "
+        f"{size / options.rows:.0f} bytes a row as JSON lines"
+    )
 
     def speed(step: str, *more: str) -> dict[str, float]:
         runs = []
@@ -410,7 +423,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         f"  datasets' load_dataset and map take {theirs['seconds'] / ours['seconds']:.1f} x the time of all"
     )
     if options.large:
-        memory(folder, options, counts)
+        memory(folder, options, words)
 
 
 def sampler(folder: Path, options: argparse.Namespace) -> None:
@@ -429,12 +442,12 @@ def sampler(folder: Path, options: argparse.Namespace) -> None:
         print(f"  {name}: {', '.join(figures)}", flush=True)
 
 
-def memory(folder: Path, options: argparse.Namespace, counts: dict[str, Counter[str]]) -> None:
+def memory(folder: Path, options: argparse.Namespace, words: tuple[dict[str, Counter[str]], float]) -> None:
     """Growth from few rows to many, both mapped; and what the paper's data would take."""
     (folder / "rows.parquet").unlink()
     runs: dict[str, list[dict[str, float]]] = {"read": [], "all": []}
     for rows in (options.rows, options.large):
-        write(folder, rows, counts, parquet=False)
+        write(folder, rows, words, parquet=False)
         for step in runs if options.large_tokenize else ["read"]:
             subprocess.run(["rm", "-rf", str(folder / "cache")], check=True)
             run = measured(step, folder, "--memory", "0")

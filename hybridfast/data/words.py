@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hybridfast._core import WordTable
-from hybridfast.data.ids import Ids, joined, spans
+from hybridfast.data.ids import Ids, spans
 
 __all__ = ["MANY", "ByWords", "WordIds", "by_words"]
 
@@ -34,6 +34,8 @@ LOCAL = {
 AT_BLANKS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 WITHIN = AT_BLANKS | {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
 LONGEST = 9_000  # words of a text that shows where texts are cut
+BETWEEN = "\ue0f0\ue0f1"  # characters for private use, which no text should hold
+TOGETHER = 64  # words that are asked for in one text
 PROBES = [
     "", " ", "a", "A B", "a  b", " a", "b ", "a\tb", "a\nb", "a\r\nb", "x" * 300,
     "Straße, ΟΔΟΣ; İstanbul! don't 3.14-x", "ﬁ ½ Å Ａ１ e\u0301 \u0301e a\u200db \u200d \u3000x",
@@ -82,16 +84,12 @@ def by_words(
     separators = _separators(definition)
     if separators is None:
         return None
-    own = Tokenizer.from_str(backend.to_str())  # the caller's keeps its settings
-    own.no_padding()
-    own.no_truncation()
-    unknown, unknown_text = _unknown(definition)
-    special = {token["id"] for token in definition["added_tokens"]} - unknown
     texts = [*samples, *(text.upper() for text in samples), *PROBES]
     texts.append(" ".join(texts) + " a" * LONGEST)  # its begin and its end differ
     try:
-        ends = _ends(own, prefix, read, texts[-1])
-        ids = ends and WordIds(own, prefix, read, separators, special, unknown_text, *ends)
+        words = _Words(Tokenizer.from_str(backend.to_str()), definition)  # the caller's keeps its settings
+        ends = _ends(words, prefix, read, texts[-1])
+        ids = ends and WordIds(words, WordTable(*separators), prefix, read, *ends)
         return ids if ids and _alike(ids(texts), read(texts)) else None
     except Exception:  # a text that it cannot read: whatever it says, `read` is to say
         return None
@@ -118,7 +116,7 @@ def _separators(definition: dict[str, Any]) -> tuple[str, bool] | None:
     parts = _types(definition["pre_tokenizer"], "pretokenizers")
     schemes = [part.get("prepend_scheme", "always") for part in parts if part["type"] == "Metaspace"]
     match [part["type"] for part in parts]:
-        case ["Metaspace"] if parts[0].get("split", True) and schemes != ["never"]:
+        case ["Metaspace"] if parts[0].get("split", True) and schemes == ["always"]:
             return " ", False
         case [first, *others] if first in AT_BLANKS and WITHIN.issuperset(others) and "first" not in schemes:
             return " \t\n\r", True
@@ -142,19 +140,77 @@ def _unknown(definition: dict[str, Any]) -> tuple[set[int], list[str]]:
     return {token["id"] for token in found}, [token["content"] for token in found]
 
 
+class _Words:
+    """A tokenizer, asked for the ids of words."""
+
+    def __init__(self, tokenizer: Any, definition: dict[str, Any]) -> None:
+        from tokenizers import AddedToken
+
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        unknown, self.unknown_text = _unknown(definition)
+        self.special = np.array(
+            sorted({token["id"] for token in definition["added_tokens"]} - unknown), np.int32
+        )
+        # Between two words it begins anew, as at a text's begin: many words are one text, which takes a
+        # fraction of the time.
+        tokenizer.add_special_tokens([AddedToken(BETWEEN, normalized=False, special=True)])
+        self.between = tokenizer.token_to_id(BETWEEN)
+        # Whether a character stands for itself at a word's begin, behind a blank; and at its end, before one.
+        self.begins: dict[str, bool] = {}
+        self.ends: dict[str, bool] = {}
+
+    def ids(self, words: Sequence[str]) -> tuple[Ids, NDArray[np.uint8]]:
+        """The ids of words, and whether a word has them wherever it stands."""
+        ids_T, lengths = self.encode(words)
+        self._look({word[0] for word in words} - self.begins.keys(), self.begins, "{0}a", "a {0}a")
+        self._look({word[-1] for word in words} - self.ends.keys(), self.ends, "a{0}", "a{0} a")
+        is_plain = np.array([self.begins[word[0]] and self.ends[word[-1]] for word in words], np.uint8)
+        word_T = np.repeat(np.arange(len(words)), lengths)
+        is_plain[word_T[np.isin(ids_T, self.special)]] = 0
+        for text in (*self.unknown_text, BETWEEN):
+            if text in "\n".join(words):
+                is_plain[[i for i, word in enumerate(words) if text in word]] = 0
+        return (ids_T, lengths), is_plain
+
+    def encode(self, words: Sequence[str]) -> Ids:
+        """The ids of texts, each by itself."""
+        texts = [
+            BETWEEN.join(word.replace(BETWEEN, "") for word in words[i : i + TOGETHER])
+            for i in range(0, len(words), TOGETHER)
+        ]
+        # "fast" leaves out the characters' offsets, which nobody asks for.
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids_T = np.concatenate(
+            [part for row in encodings for part in (np.array(row.ids, np.int32), [self.between])]
+        ).astype(np.int32)
+        ends = np.flatnonzero(ids_T == self.between)
+        return np.delete(ids_T, ends), np.diff(ends, prepend=-1) - 1
+
+    def _look(self, characters: set[str], known: dict[str, bool], alone: str, beside: str) -> None:
+        """Characters that join a blank, such as an accent, are no begin of a word."""
+        if not characters:
+            return
+        some = sorted(characters)
+        ids_T, lengths = self.encode(["a", *map(alone.format, some), *map(beside.format, some)])
+        other, *rows = (row.tolist() for row in np.split(ids_T, np.cumsum(lengths)[:-1]))
+        for character, row, both in zip(some, rows[: len(some)], rows[len(some) :], strict=True):
+            known[character] = both == (other + row if beside.startswith("a ") else row + other)
+
+
 def _ends(
-    tokenizer: Any, prefix: str, read: Callable[[Sequence[str]], Ids], long: str
+    words: _Words, prefix: str, read: Callable[[Sequence[str]], Ids], long: str
 ) -> tuple[list[int], list[int], int, bool] | None:
     """What stands before and behind a text's ids, how many these are at most, and whether others are cut."""
     wanted_T, _ = read(["a"])
-    own = tokenizer.encode(f"{prefix}a", add_special_tokens=False).ids
-    wanted, size = wanted_T.tolist(), len(own)
+    own_T, (size, uncut) = words.encode([f"{prefix}a", prefix + long])
+    wanted, own = wanted_T.tolist(), own_T[:size].tolist()
     places = [start for start in range(len(wanted) - size + 1) if wanted[start : start + size] == own]
     if not own or len(places) != 1:
         return None
     head, tail = wanted[: places[0]], wanted[places[0] + size :]
     room = len(read([long])[0]) - len(head) - len(tail)
-    uncut = len(tokenizer.encode(prefix + long, add_special_tokens=False).ids)
     return head, tail, room, room < uncut
 
 
@@ -163,25 +219,18 @@ class WordIds:
 
     def __init__(
         self,
-        tokenizer: Any,
+        words: _Words,
+        table: WordTable,
         prefix: str,
         read: Callable[[Sequence[str]], Ids],
-        separators: tuple[str, bool],
-        special: set[int],
-        unknown_text: list[str],
         head: list[int],
         tail: list[int],
         room: int,
         cuts: bool,
     ) -> None:
-        self.tokenizer, self.prefix, self.read = tokenizer, prefix, read
-        self.special, self.unknown_text = special, unknown_text
-        self.room, self.cuts = room, cuts
+        self.words, self.table, self.prefix, self.read = words, table, prefix, read
         self.head, self.tail = np.array(head, np.int32), np.array(tail, np.int32)
-        self.table = WordTable(*separators)
-        # Whether a character stands for itself at a word's begin, behind a blank; and at its end, before one.
-        self.begins: dict[str, bool] = {}
-        self.ends: dict[str, bool] = {}
+        self.room, self.cuts = room, cuts
         self._alone = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> Ids:
@@ -196,7 +245,10 @@ class WordIds:
         with self._alone:
             words, word_indptr, is_whole, fresh = self.table.find(data, indptr)
             if len(fresh):
-                self._learn(data, fresh.reshape(-1, 2))
+                bounds = zip(fresh[::2].tolist(), fresh[1::2].tolist(), strict=True)
+                spelled = [data[begin:end].tobytes().decode() for begin, end in bounds]
+                (own_T, lengths), is_plain = self.words.ids(spelled)
+                self.table.add(own_T, np.append(0, np.cumsum(lengths)), is_plain)
             ids_T, lengths_B = self.table.gather(
                 words, word_indptr, is_whole, self.head, self.tail, self.room
             )
@@ -204,37 +256,6 @@ class WordIds:
         if not self.cuts:
             is_left |= lengths_B >= self.room
         return _put(ids_T, lengths_B, np.flatnonzero(is_left), texts, self.read)
-
-    def _learn(self, data: NDArray[np.uint8], fresh: NDArray[np.int64]) -> None:
-        words = [data[begin:end].tobytes().decode() for begin, end in fresh.tolist()]
-        rows = self._encode(words)
-        self._look({word[0] for word in words} - self.begins.keys(), self.begins, "{0}a", "a {0}a")
-        self._look({word[-1] for word in words} - self.ends.keys(), self.ends, "a{0}", "a{0} a")
-        is_plain = [
-            self.begins[word[0]]
-            and self.ends[word[-1]]
-            and self.special.isdisjoint(row)
-            and not any(text in word for text in self.unknown_text)
-            for word, row in zip(words, rows, strict=True)
-        ]
-        ids_T, lengths = joined(rows)
-        self.table.add(ids_T, np.append(0, np.cumsum(lengths)), np.array(is_plain, np.uint8))
-
-    def _look(self, characters: set[str], known: dict[str, bool], alone: str, beside: str) -> None:
-        """Characters that join a blank, such as an accent, are no begin of a word."""
-        (other,) = self._encode(["a"])
-        some = sorted(characters)
-        for character, row, both in zip(
-            some,
-            self._encode([alone.format(character) for character in some]),
-            self._encode([beside.format(character) for character in some]),
-            strict=True,
-        ):
-            known[character] = both == (other + row if beside.startswith("a ") else row + other)
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        # "fast" leaves out the characters' offsets, which nobody asks for.
-        return [row.ids for row in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _put(
