@@ -127,15 +127,15 @@ void register_texts(py::module_& module) {
   module.def("text_json", &json_of, py::arg("data").noconvert(), py::arg("indptr").noconvert(),
              py::arg("list_indptr").noconvert() = py::none());
   py::class_<WordTable>(module, "WordTable")
-      .def(py::init([](const std::string& separators, bool in_runs, std::int64_t most) {
+      .def(py::init([](const std::string& separators, bool in_runs, bool kept, std::int64_t most) {
              for (const char byte : separators) {
                if (static_cast<std::uint8_t>(byte) >= 0x80)
                  throw std::invalid_argument("separators must be ASCII");
              }
              if (most < 1) throw std::invalid_argument("most must be >= 1, got " + std::to_string(most));
-             return WordTable({separators, in_runs}, static_cast<std::size_t>(most));
+             return WordTable({separators, in_runs, kept}, static_cast<std::size_t>(most));
            }),
-           py::arg("separators"), py::arg("in_runs"), py::arg("most") = 1 << 20)
+           py::arg("separators"), py::arg("in_runs"), py::arg("kept") = false, py::arg("most") = 1 << 20)
       .def("find", &find_words, py::arg("data").noconvert(), py::arg("indptr").noconvert())
       .def("add", &add_words, py::arg("ids").noconvert(), py::arg("indptr").noconvert(),
            py::arg("is_plain").noconvert())

@@ -55,16 +55,17 @@ std::string_view WordTable::bytes_of(std::int32_t word) const {
 
 void WordTable::split(const std::uint8_t* begin, const std::uint8_t* end) {
   pieces_.clear();
-  while (true) {
-    const std::uint8_t* stop = begin;
+  for (const std::uint8_t* word = begin;;) {
+    const std::uint8_t* stop = word;
     while (stop < end && !is_separator_[*stop]) ++stop;
-    if (stop > begin || !separators_.in_runs) {
-      const auto bytes = static_cast<std::size_t>(stop - begin);
-      pieces_.push_back({begin, bytes, -1, hash_of(begin, bytes)});
+    if (stop > word || !separators_.in_runs) {
+      const std::uint8_t* const first = word - (separators_.kept && word > begin && stop > word);
+      const auto bytes = static_cast<std::size_t>(stop - first);
+      pieces_.push_back({first, bytes, -1, hash_of(first, bytes)});
       __builtin_prefetch(&slots_[pieces_.back().hash & (slots_.size() - 1)]);
     }
     if (stop >= end) return;
-    begin = stop + 1;
+    word = stop + 1;
   }
 }
 

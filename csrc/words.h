@@ -11,11 +11,11 @@
 
 namespace hybridfast {
 
-// What stands between words: bytes below 0x80, and whether a tokenizer takes several of them in a row, or
-// one at an end of the text, as it takes one.
+// What stands between words: bytes below 0x80.
 struct Separators {
   std::string bytes;
-  bool in_runs;
+  bool in_runs;  // a tokenizer takes several of them in a row, or one at an end of the text, as it takes one
+  bool kept;     // and takes one for the begin of the word behind it
 };
 
 // The words of texts, by number. Those that texts bring are fresh until `add` says what ids they have.

@@ -33,6 +33,11 @@ LOCAL = {
 # What cuts at blanks and drops them, and what may come after it.
 AT_BLANKS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 WITHIN = AT_BLANKS | {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
+GPT = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in ("", "{1,3}")
+}  # fmt: skip
 LONGEST = 9_000  # words of a text that shows where texts are cut
 BETWEEN = "\ue0f0\ue0f1"  # characters for private use, which no text should hold
 TOGETHER = 64  # words that are asked for in one text
@@ -85,9 +90,12 @@ def by_words(
     if separators is None:
         return None
     texts = [*samples, *(text.upper() for text in samples), *PROBES]
-    texts.append(" ".join(texts) + " a" * LONGEST)  # its begin and its end differ
     try:
-        words = _Words(Tokenizer.from_str(backend.to_str()), definition)  # the caller's keeps its settings
+        own = Tokenizer.from_str(backend.to_str())  # the caller's keeps its settings
+        words = _Words(own, definition, " " if separators[2] else "")
+        some = " ".join(texts).split()
+        plain = [word for word, is_plain in zip(some, words.ids(some)[1], strict=True) if is_plain]
+        texts.append(" ".join(plain) + " a" * LONGEST)  # not read whole; its begin and its end differ
         ends = _ends(words, prefix, read, texts[-1])
         ids = ends and WordIds(words, WordTable(*separators), prefix, read, *ends)
         return ids if ids and _alike(ids(texts), read(texts)) else None
@@ -104,23 +112,36 @@ def _types(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     return [inner for member in part[members] for inner in _types(member, members)]
 
 
-def _separators(definition: dict[str, Any]) -> tuple[str, bool] | None:
-    """What stands between words, and whether several of them, or one at an end, count as one between."""
+def _separators(definition: dict[str, Any]) -> tuple[str, bool, bool] | None:
+    """What stands between words, and how a tokenizer takes it; see Separators in csrc/words.h."""
     for part in _types(definition["normalizer"], "normalizers"):
         if part["type"] not in LOCAL and not (part["type"] == "Replace" and _stays_within_words(part)):
             return None
-    if definition["model"].get("dropout") or any(
-        token["content"].split() != [token["content"]] for token in definition["added_tokens"]
-    ):
+    if definition["model"].get("dropout"):
         return None
     parts = _types(definition["pre_tokenizer"], "pretokenizers")
     schemes = [part.get("prepend_scheme", "always") for part in parts if part["type"] == "Metaspace"]
     match [part["type"] for part in parts]:
         case ["Metaspace"] if parts[0].get("split", True) and schemes == ["always"]:
-            return " ", False
+            found = " ", False, False
+        case ["ByteLevel"] if parts[0]["use_regex"]:
+            found = " ", False, True
+        case ["Split", "ByteLevel"] if _is_byte_level(*parts):
+            found = " ", False, True
         case [first, *others] if first in AT_BLANKS and WITHIN.issuperset(others) and "first" not in schemes:
-            return " \t\n\r", True
-    return None
+            found = " \t\n\r", True, False
+        case _:
+            return None
+    # A token that is more than one word would be missed; but not where blanks in a row are read whole.
+    texts = (token["content"] for token in definition["added_tokens"])
+    joining = [text for text in texts if text.split() != [text] and (found[1] or "  " not in text)]
+    return None if joining else found
+
+
+def _is_byte_level(split: dict[str, Any], byte_level: dict[str, Any]) -> bool:
+    """Whether words are cut as for GPT-4 and its followers, such as Qwen: before a blank, if there is one."""
+    pattern, isolated = split["pattern"].get("Regex"), split["behavior"] == "Isolated" and not split["invert"]
+    return isolated and not byte_level["use_regex"] and pattern in GPT
 
 
 def _stays_within_words(replace: dict[str, Any]) -> bool:
@@ -143,12 +164,12 @@ def _unknown(definition: dict[str, Any]) -> tuple[set[int], list[str]]:
 class _Words:
     """A tokenizer, asked for the ids of words."""
 
-    def __init__(self, tokenizer: Any, definition: dict[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, definition: dict[str, Any], blank: str) -> None:
         from tokenizers import AddedToken
 
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.blank = tokenizer, blank  # which words behind others begin with
         unknown, self.unknown_text = _unknown(definition)
         self.special = np.array(
             sorted({token["id"] for token in definition["added_tokens"]} - unknown), np.int32
@@ -164,9 +185,11 @@ class _Words:
     def ids(self, words: Sequence[str]) -> tuple[Ids, NDArray[np.uint8]]:
         """The ids of words, and whether a word has them wherever it stands."""
         ids_T, lengths = self.encode(words)
-        self._look({word[0] for word in words} - self.begins.keys(), self.begins, "{0}a", "a {0}a")
-        self._look({word[-1] for word in words} - self.ends.keys(), self.ends, "a{0}", "a{0} a")
-        is_plain = np.array([self.begins[word[0]] and self.ends[word[-1]] for word in words], np.uint8)
+        edges = [(word[word[0] == " " :][0], word[-1]) for word in words]
+        for known, column, patterns in ((self.begins, 0, ("a", "{0}a")), (self.ends, 1, ("a{0}", "a"))):
+            if fresh := {edge[column] for edge in edges} - known.keys():
+                self._look(fresh, known, *patterns)
+        is_plain = np.array([self.begins[first] and self.ends[last] for first, last in edges], np.uint8)
         word_T = np.repeat(np.arange(len(words)), lengths)
         is_plain[word_T[np.isin(ids_T, self.special)]] = 0
         for text in (*self.unknown_text, BETWEEN):
@@ -188,15 +211,17 @@ class _Words:
         ends = np.flatnonzero(ids_T == self.between)
         return np.delete(ids_T, ends), np.diff(ends, prepend=-1) - 1
 
-    def _look(self, characters: set[str], known: dict[str, bool], alone: str, beside: str) -> None:
-        """Characters that join a blank, such as an accent, are no begin of a word."""
-        if not characters:
-            return
+    def _look(self, characters: set[str], known: dict[str, bool], first: str, second: str) -> None:
+        """Whether words with a character at that place are for themselves: an accent would join the blank."""
         some = sorted(characters)
-        ids_T, lengths = self.encode(["a", *map(alone.format, some), *map(beside.format, some)])
-        other, *rows = (row.tolist() for row in np.split(ids_T, np.cumsum(lengths)[:-1]))
-        for character, row, both in zip(some, rows[: len(some)], rows[len(some) :], strict=True):
-            known[character] = both == (other + row if beside.startswith("a ") else row + other)
+        patterns = first, self.blank + second, f"{first} {second}"
+        texts = [pattern.format(character) for pattern in patterns for character in some]
+        ids_T, lengths = self.encode(texts)
+        rows = [row.tolist() for row in np.split(ids_T, np.cumsum(lengths)[:-1])]
+        size = len(some)
+        for i, character in enumerate(some):
+            are_both = rows[i] + rows[size + i] == rows[2 * size + i]
+            known[character] = are_both and not character.isspace()  # which may join more of its like
 
 
 def _ends(

@@ -51,7 +51,7 @@ def check(config: TrainConfig) -> None:
         ("lora_alpha", config.lora_alpha is None or 0 < config.lora_alpha < INF, "> 0"),
         ("lora_dropout", 0 <= config.lora_dropout < 1, "in [0, 1)"),
         ("ema_decay", 0 <= config.ema_decay < 1, "in [0, 1)"),
-        ("pretrained_weight", 0 <= config.pretrained_weight < 1, "in [0, 1)"),
+        ("average_weight", 0 <= config.average_weight < 1, "in [0, 1)"),
         ("matryoshka_dims", all(dim >= 1 for dim in config.matryoshka_dims or ()), ">= 1"),
         ("layer_lr_decay", 0 < config.layer_lr_decay <= 1, "in (0, 1]"),
         ("weight_decay", 0 <= config.weight_decay < INF, ">= 0"),
@@ -92,10 +92,12 @@ def check(config: TrainConfig) -> None:
         raise ValueError(
             f"lr_scheduler_type must be one of {', '.join(schedules)}, got {config.lr_scheduler_type!r}"
         )
-    if config.pretrained_weight and config.lora_r:
+    if config.average_weight and config.lora_r:
         raise ValueError(
-            f"pretrained_weight {config.pretrained_weight} and lora_r {config.lora_r} exclude each other"
+            f"average_weight {config.average_weight} and lora_r {config.lora_r} exclude each other"
         )
+    if config.average_with is not None and not config.average_weight:
+        raise ValueError(f"average_with {config.average_with} needs average_weight, such as 0.5")
     if config.bf16 and config.fp16:
         raise ValueError("bf16 and fp16 exclude each other; leave one out")
     if config.shard == "fsdp":

@@ -221,10 +221,15 @@ class TrainConfig(ModelSettings):
         0.0,
         "Save the weights' average over the steps, each counting this much of the next; 0: the last.",
     )
-    pretrained_weight: float = setting(
+    average_weight: float = setting(
         0.0,
-        "Save the mean of what was trained and, with this share, of what the model was before (WiSE-FT): 0.3 "
-        "keeps more of what it knew of other domains and languages.",
+        "Save the mean of what was trained and, with this share, of average_with: 0.3 of what the model was "
+        "before keeps more of what it knew of other domains and languages (WiSE-FT).",
+    )
+    average_with: str | None = setting(
+        None,
+        "The other model of this mean, such as the folder of a run with other batches (a model soup). "
+        "Default: this one as it was before.",
     )
     matryoshka_dims: list[int] | None = setting(
         None, "Train these prefixes of embeddings as embeddings too, such as 384 256 128 64: the mean loss."

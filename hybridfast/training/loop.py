@@ -19,13 +19,14 @@ from hybridfast.data.sampler import AlphaSchedule, Batch, HybridSampler
 from hybridfast.data.tokens import TokenizedCorpus
 from hybridfast.encoder import embedding, loading
 from hybridfast.training import checkpoint, sharding
+from hybridfast.training.averaging import average_of
 from hybridfast.training.checkpoint import Checkpoints, State, Weights
 from hybridfast.training.chunks import Chunks
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.interrupts import Interrupted, Interrupts
 from hybridfast.training.log import Log
 from hybridfast.training.objective import Objective
-from hybridfast.training.optimizer import Average, make_optimizer, trainable
+from hybridfast.training.optimizer import make_optimizer, trainable
 from hybridfast.training.precision import Precision
 from hybridfast.training.ranks import Ranks
 from hybridfast.training.record import check_same, identity
@@ -132,7 +133,7 @@ def train(
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, round(config.warmup_ratio * max_steps), max_steps
     )
-    average = Average(parameters, config.ema_decay, config.pretrained_weight)
+    average = average_of(model, config)
     best = Best(config.metric_for_best_model, config.early_stopping_patience)
     log = Log(
         folder if ranks.is_first else None,
@@ -169,7 +170,7 @@ def train(
             holder.load_state_dict(resume.pop(part))
     ranks.agree({"step": log.step, "batches": sampler.fingerprint})
     if not sharded:
-        ranks.broadcast([*model.parameters(), *layer, *model.buffers(), *average.means, *average.first])
+        ranks.broadcast([*model.parameters(), *layer, *model.buffers(), *average.means, *average.others])
     reduction = Reduction(trained, tables.weights, ranks) if rounds is None else rounds
     checkpoints = Checkpoints(folder, config.save_total_limit, logs=[log.path] if log.path else ())
     model.train()  # embedding.sides has left it in evaluation mode

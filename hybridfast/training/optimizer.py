@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hybridfast.encoder.loading import is_static
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.sharding import fill
 from hybridfast.training.sparse import LazyAdamW
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Average", "freeze", "make_optimizer", "trainable"]
+__all__ = ["freeze", "make_optimizer", "trainable"]
 
 # Of a table of token embeddings, which a batch touches in few rows; of encoders; of adapters, which want ten
 # times as much (Schulman et al., LoRA Without Regret, 2025).
@@ -99,64 +97,6 @@ def make_optimizer(
         own_rate = config.projection_learning_rate or max(rate, PROJECTION_RATE)
         listed.append({"params": [*beside], "lr": own_rate, "weight_decay": 0.0, "lazy": False})
     return LazyAdamW(listed, lr=rate, fused=fused)
-
-
-class Average:
-    """The weights that are saved: of the last step, their average over the steps, and how they began.
-
-    A step's mean takes a pass over all weights, also over rows of a table that the step did not touch.
-
-    Args:
-        decay: a step's share in the average falls by it with each later one; 0: the last step's alone. Begins
-            as the mean of what there is, so that the first weights do not weigh more than others.
-        pretrained: share of the weights as they are now, before training (Wortsman et al., 2022, "Robust
-            fine-tuning of zero-shot models").
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], decay: float, pretrained: float = 0.0) -> None:
-        self.parameters, self.decay, self.pretrained, self.steps = parameters, decay, pretrained, 0
-        self.means = [parameter.detach().clone() for parameter in parameters] if decay else []
-        self.first = [parameter.detach().clone() for parameter in parameters] if pretrained else []
-
-    @torch.no_grad()
-    def add(self) -> None:
-        """Count the weights of a step."""
-        if self.decay:
-            self.steps += 1
-            share = max(1 / self.steps, 1 - self.decay)
-            torch._foreach_lerp_(self.means, [p.detach() for p in self.parameters], share)
-
-    @torch.no_grad()
-    def take_over(self) -> None:
-        """Put what is saved in the place of the weights."""
-        for parameter, mean in zip(self.parameters, self.means, strict=False):  # no means without a decay
-            parameter.copy_(mean)
-        for parameter, first in zip(self.parameters, self.first, strict=False):
-            parameter.lerp_(first, self.pretrained)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """What is saved is the weights meanwhile."""
-        changed = self.parameters if self.means or self.first else []
-        last = [parameter.detach().clone() for parameter in changed]
-        self.take_over()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, weight in zip(changed, last, strict=True):
-                    parameter.copy_(weight)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "means": self.means, "first": self.first}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        for name in ("means", "first"):
-            saved_ones = state.get(name, [])  # before there was pretrained_weight, nobody had a "first"
-            for tensor, saved in zip(getattr(self, name), saved_ones, strict=True):
-                fill(tensor, saved)
 
 
 def _layer(name: str) -> int | None:

@@ -22,6 +22,7 @@ from hybridfast.evaluation.encode import encode, evaluate, rank
 from hybridfast.evaluation.evalset import EvalSet
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.training import sharding
+from hybridfast.training.averaging import check_other
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import make_sampler
 from hybridfast.training.lora import add_lora
@@ -94,6 +95,7 @@ class Project:
             self.tokenizer = loading.train_tokenizer(self.corpus.texts(), config.vocabulary_size)
         model = self.new_model(config.seed)
         trainable(model)
+        check_other(model, config)
         if sharding.shards(config, self.ranks):
             sharding.check(model)
         elif config.shard != "none":

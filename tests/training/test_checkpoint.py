@@ -188,7 +188,7 @@ def test_a_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
     [
         ("tiny", {}),
         ("tiny", {"ema_decay": 0.9, "embedding_learning_rate": 1e-3, "freeze": "layer.0", "bf16": True}),
-        ("tiny", {"pretrained_weight": 0.3}),
+        ("tiny", {"average_weight": 0.3}),
         ("static", {"lr_scheduler_type": "cosine", "matryoshka_dims": [8, 4]}),
         (
             "tiny",

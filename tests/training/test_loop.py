@@ -39,29 +39,3 @@ def test_gradient_checkpointing_gives_the_same_weights(tiny_xlm_r, tokens):
         trained.append([parameter.detach() for parameter in model.parameters()])
     for one, other in zip(*trained, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_averaged_weights_are_what_is_left(tiny_xlm_r, tokens):
-    left = []
-    for decay in (0.0, 0.9):
-        torch.manual_seed(0)
-        model = loading.load(str(tiny_xlm_r), device="cpu")
-        train(model, tokens, TrainConfig(batch_size=8, max_steps=4, learning_rate=1e-2, ema_decay=decay))
-        left.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
-    assert not torch.equal(*left)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_pretrained_weights_keep_their_share(tiny_xlm_r, tokens, decay):
-    left = []
-    for share in (0.0, 0.25):
-        torch.manual_seed(0)
-        model = loading.load(str(tiny_xlm_r), device="cpu")
-        first = [parameter.detach().clone() for parameter in model.parameters()]
-        settings = TrainConfig(
-            batch_size=8, max_steps=3, learning_rate=1e-2, ema_decay=decay, pretrained_weight=share
-        )
-        train(model, tokens, settings)
-        left.append([parameter.detach() for parameter in model.parameters()])
-    for before, trained, mean in zip(first, *left, strict=True):
-        torch.testing.assert_close(mean, 0.75 * trained + 0.25 * before)

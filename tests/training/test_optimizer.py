@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybridfast.training.config import TrainConfig
-from hybridfast.training.optimizer import Average, freeze, make_optimizer, trainable
+from hybridfast.training.optimizer import freeze, make_optimizer, trainable
 
 
 def rates_of(model, **settings) -> dict[str, tuple[float, float]]:
@@ -64,27 +64,3 @@ def test_a_frozen_model_is_refused(model):
     freeze(model, ".")
     with pytest.raises(ValueError, match="no weights to train"):
         trainable(model)
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.9])
-def test_the_average_of_the_steps(decay):
-    """By hand: the mean at first, then each step's share is 1 - decay."""
-    weight = torch.nn.Parameter(torch.zeros(3))
-    average, wanted = Average([weight], decay), torch.zeros(3)
-    for step in range(1, 30):
-        with torch.no_grad():
-            weight.copy_(torch.tensor([step, -step, step**2]))
-        share = max(1 / step, 1 - decay)
-        wanted += share * (weight.detach() - wanted)
-        average.add()
-    average.take_over()
-    torch.testing.assert_close(weight.detach(), wanted)
-
-
-def test_without_a_decay_the_last_weights_stay():
-    weight = torch.nn.Parameter(torch.ones(3))
-    average = Average([weight], 0.0)
-    average.add()
-    average.take_over()
-    assert torch.equal(weight, torch.ones(3))
-    assert average.means == []

@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
         "bidirectional": True,
         "matryoshka_dims": [32, 8],
         "ema_decay": 0.5,
-        "pretrained_weight": 0.2,
+        "average_weight": 0.2,
     },
     "hard": {"negatives": 1, "in_batch": False, "activation_memory": 0.0},
     "sparse": {"sparse_embeddings": "true", "freeze": r"layer\.0\.", "bf16": True},

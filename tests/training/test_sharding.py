@@ -33,7 +33,7 @@ SMALL = {"tokens_per_chunk": 60, "negatives": 1}
 CASES: dict[str, dict[str, Any]] = {
     # Some chunks are kept, others encoded again; with dropout.
     "chunks": SMALL
-    | {"activation_memory": 5e-4, "max_grad_norm": 0.1, "ema_decay": 0.5, "pretrained_weight": 0.2},
+    | {"activation_memory": 5e-4, "max_grad_norm": 0.1, "ema_decay": 0.5, "average_weight": 0.2},
     "again": SMALL | {"activation_memory": 0.0, "gradient_checkpointing": True, "layer_lr_decay": 0.5},
     "half": SMALL | {"bf16": True, "exchange": "ring", "metric_for_best_model": None},
     "lora": {"lora_r": 2, "lora_dropout": 0.1, "freeze": "pooler"},
