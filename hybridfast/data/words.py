@@ -49,7 +49,7 @@ PROBES = [
 
 
 class ByWords:
-    """The ids of texts by `read`; of many of them word by word, where that gives the same."""
+    """The ids of texts by `read`; once there are many of them word by word, where that gives the same."""
 
     def __init__(
         self,
@@ -59,11 +59,12 @@ class ByWords:
         samples: Sequence[str] = (),
     ) -> None:
         self.make = partial(by_words, tokenizer, prefix, read, samples)
-        self.read, self.tried = read, False
+        self.read, self.texts, self.tried = read, 0, False
 
     def __call__(self, texts: Sequence[str]) -> Ids:
         """The ids of all texts, one after the other (T,), and how many each has (B,)."""
-        if not self.tried and len(texts) >= MANY:
+        self.texts += len(texts)
+        if not self.tried and self.texts >= MANY:
             self.tried = True
             self.read = self.make() or self.read
         return self.read(texts)

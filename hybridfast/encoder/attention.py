@@ -6,6 +6,7 @@ here, for texts side by side in one row; afterwards it is again what it was.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ def packed(model: torch.nn.Module, texts: Texts, dropout: Dropout | None) -> Ite
     """
     from transformers import AttentionInterface, PreTrainedModel
 
-    AttentionInterface.register(NAME, _attention)
+    # A compiler of Python cannot look into it; to say so would load the compiler, where nobody has.
+    compiles = "torch._dynamo" in sys.modules
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention) if compiles else _attention)
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [config._attn_implementation for config in configs]
     outer, asked = getattr(_here, "pass_", None), list[str]()
@@ -64,7 +67,6 @@ def position_offset(model: torch.nn.Module) -> int:
     return 0
 
 
-@torch.compiler.disable  # a compiler of Python cannot look into it
 def _attention(
     module: torch.nn.Module,
     query: Tensor,

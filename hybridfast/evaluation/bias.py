@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtrc
-from scipy.stats import rankdata
 
 from hybridfast.evaluation.measures import Floats, Golds, Integers
 from hybridfast.evaluation.toplists import TopLists
@@ -154,6 +153,8 @@ def list_correlation(lists: TopLists, clusters_Q: ArrayLike) -> Floats:
     one number in `clusters_Q` are translations. Undefined for a query without translations, and where a list
     puts all passages at one rank.
     """
+    from scipy.stats import rankdata  # half a second, which a command's --help would take too
+
     cluster_Q = np.asarray(clusters_Q)
     rank_QK = rankdata(-lists.scores_QK, axis=1)
     member_QK = (lists.rows_QK >= 0) & ~lists.chance_QK
@@ -253,6 +254,8 @@ def language_test(places_BL: ArrayLike) -> LanguageTest:
 
 def places_within(places_BL: ArrayLike) -> Floats:
     """(B, L) ranks within each block, from 1, tied ones at their mean; NaN stays and does not count."""
+    from scipy.stats import rankdata
+
     places = np.asarray(places_BL, np.float64)
     known = ~np.isnan(places)
     # An absent language takes a place behind all, where it does not touch the ranks of the others.

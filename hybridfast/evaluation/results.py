@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hybridfast._core import build_info
-from hybridfast.evaluation import plots, ranked, report
+from hybridfast.evaluation import ranked, report
 from hybridfast.evaluation.comparison import Comparison, compare
 from hybridfast.evaluation.metrics import Evaluation
 from hybridfast.evaluation.ranked import Ranked
@@ -53,6 +53,8 @@ def write(
     Args:
         before: what the picture shows above it.
     """
+    from hybridfast.evaluation import plots  # and with it matplotlib, for which a command's --help would wait
+
     metrics = {**details, "environment": environment()}
     if evaluation:
         metrics["evaluation"] = evaluation.to_dict()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridfast.evaluation.comparison import Comparison
-from hybridfast.training import card, checkpoint, curves
+from hybridfast.training import card, checkpoint
 from hybridfast.training.checkpoint import Checkpoints, State
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.loop import LossNotFinite, train
@@ -93,6 +93,8 @@ def describe(
     comparison: Comparison | None = None,
 ) -> None:
     """The card of a model beside it; without an evaluation, its figures and curves as well."""
+    from hybridfast.training import curves  # and with it matplotlib, for which a command's --help would wait
+
     if comparison is None:
         save_results(folder, run, training, None)
         curves.draw(folder / "log.jsonl", folder / "curves.png")
