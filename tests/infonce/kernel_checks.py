@@ -91,6 +91,8 @@ MASKS = [
     for groups, by_group, excluded in itertools.product((False, True), repeat=3)
     if groups or not by_group
 ]
+# Masks, and whether the passages' own direction is asked for: without it, no mask and every mask will do.
+MASKS_AND_COLUMNS = [(masks, True) for masks in MASKS] + [(masks, False) for masks in (MASKS[0], MASKS[-1])]
 
 
 def poisoned(block):

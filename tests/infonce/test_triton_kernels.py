@@ -13,6 +13,7 @@ import pytest
 import torch
 from infonce.kernel_checks import (
     MASKS,
+    MASKS_AND_COLUMNS,
     check,
     check_one_direction,
     doubled,
@@ -51,9 +52,8 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(gpu, "WORKSPACE", 1 << 14)
 
 
-@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("masks", MASKS, ids=str)
+@pytest.mark.parametrize(("masks", "columns"), MASKS_AND_COLUMNS, ids=str)
 @pytest.mark.parametrize("dim", [19, 131])
 @pytest.mark.usefixtures("small_tiles")
 def test_every_mask_and_dtype(dim, masks, dtype, columns):
@@ -80,8 +80,12 @@ def test_nothing_is_read_around_a_view(dtype, dim):
         torch.testing.assert_close(got, wanted)  # library products sum other layouts in another order
 
 
-@pytest.mark.parametrize("masks", [masks for masks in MASKS if not masks["by_group"]], ids=str)
-@pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False), (False, False)], ids=str)
+@pytest.mark.parametrize(
+    ("masks", "needs"),
+    [(masks, (True, True)) for masks in MASKS if not masks["by_group"]]
+    + [(MASKS[-1] | {"by_group": False}, needs) for needs in ((False, True), (True, False), (False, False))],
+    ids=str,
+)
 @pytest.mark.parametrize("far", [False, True], ids=["near", "far"])
 @pytest.mark.parametrize(("dim", "dtype"), [(131, torch.bfloat16), (19, torch.float32)], ids=str)
 @pytest.mark.usefixtures("small_tiles")
