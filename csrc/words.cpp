@@ -26,7 +26,7 @@ std::uint64_t hash_of(const std::uint8_t* data, std::size_t bytes) {
     hash = mixed(hash ^ word, kSecond);
   }
   word = 0;
-  std::memcpy(&word, data, bytes);
+  if (bytes) std::memcpy(&word, data, bytes);
   return mixed(hash ^ word, kSecond);
 }
 
@@ -81,9 +81,9 @@ std::int32_t WordTable::look_up(const Piece& piece) const {
 std::int32_t WordTable::insert(const Piece& piece) {
   if (2 * (hashes_.size() + 1) > slots_.size()) grow();
   const auto word = static_cast<std::int32_t>(hashes_.size());
+  hashes_.push_back(piece.hash);  // first: where memory ends below, a word stays that nobody tells the ids of
   bytes_.append(reinterpret_cast<const char*>(piece.begin), piece.bytes);
   starts_.push_back(bytes_.size());
-  hashes_.push_back(piece.hash);
   std::size_t i = piece.hash;
   while (slots_[i & (slots_.size() - 1)].word >= 0) ++i;
   slots_[i & (slots_.size() - 1)] = {static_cast<std::uint32_t>(piece.hash >> 32), word};

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridfast.data.ids import Ids, joined
-from hybridfast.data.words import ByWords
+from hybridfast.data.words import ByWords, copied
 
 __all__ = ["TokenizerIds", "tokenizer_settings"]
 
@@ -26,12 +26,9 @@ class TokenizerIds:
         self.pad_id = _pad_id(tokenizer)
         self.prefix, self.max_length = prefix, max_length
         self.plain = isinstance(tokenizer, Tokenizer)
-        if self.plain:
-            tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
-            tokenizer.no_padding()  # states that use leaves behind
-            tokenizer.no_truncation()
-        self.tokenizer = tokenizer
-        self._words = ByWords(tokenizer, prefix, self._read)
+        # Padding and truncation are states that use leaves behind.
+        self.tokenizer = copied(tokenizer) if self.plain else tokenizer
+        self._words = ByWords(self.tokenizer, prefix, self._read)
 
     @property
     def settings(self) -> dict[str, Any]:

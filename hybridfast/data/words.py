@@ -9,10 +9,12 @@ scripts without blanks, whose pieces do not come again.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from hybridfast._core import WordTable
 from hybridfast.data.ids import Ids, spans
 
-__all__ = ["MANY", "ByWords", "WordIds", "by_words"]
+__all__ = ["MANY", "ByWords", "WordIds", "by_words", "copied"]
 
 MANY = 16_384  # texts; for fewer, to prepare it takes longer than it saves
 
@@ -40,6 +42,12 @@ GPT = {
 }  # fmt: skip
 LONGEST = 9_000  # words of a text that shows where texts are cut
 BETWEEN = "\ue0f0\ue0f1"  # characters for private use, which no text should hold
+# What a normalizer may drop, take for a blank, or read together with what stands beside it.
+DOUBTFUL = re.compile(
+    r"[\x00-\x1f\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f"
+    r"\u2581\u3000\ufeff\ufff0-\uffff\U000e0000-\U000e0fff]"
+)
+JOINING = {"\u0e33", "\u0eb3", "\uff9e", "\uff9f"}  # at a word's begin, besides marks: these join the blank
 TOGETHER = 64  # words that are asked for in one text
 PROBES = [
     "", " ", "a", "A B", "a  b", " a", "b ", "a\tb", "a\nb", "a\r\nb", "x" * 300,
@@ -49,7 +57,10 @@ PROBES = [
 
 
 class ByWords:
-    """The ids of texts by `read`; once there are many of them word by word, where that gives the same."""
+    """The ids of texts by `read`; once there are many of them word by word, where that gives the same.
+
+    The tokenizer is taken as it is by then: what is changed of it afterwards does not count.
+    """
 
     def __init__(
         self,
@@ -59,7 +70,11 @@ class ByWords:
         samples: Sequence[str] = (),
     ) -> None:
         self.make = partial(by_words, tokenizer, prefix, read, samples)
-        self.read, self.texts, self.tried = read, 0, False
+        self.whole = self.read = read
+        self.texts, self.tried = 0, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "read": self.whole, "tried": False}  # what was made cannot be pickled
 
     def __call__(self, texts: Sequence[str]) -> Ids:
         """The ids of all texts, one after the other (T,), and how many each has (B,)."""
@@ -88,12 +103,15 @@ def by_words(
         return None
     definition = json.loads(backend.to_str())
     separators = _separators(definition)
-    if separators is None:
+    if separators is None or _is_in_several_words(definition["added_tokens"], backend.normalizer):
         return None
     texts = [*samples, *(text.upper() for text in samples), *PROBES]
     try:
-        own = Tokenizer.from_str(backend.to_str())  # the caller's keeps its settings
-        words = _Words(own, definition, " " if separators[2] else "")
+        words = _Words(copied(backend), definition, " " if separators[2] else "")
+        if backend.id_to_token(words.between) is not None:  # of a vocabulary with gaps, another's number
+            return None
+        if not words.ids(["a", words.blank + "a"])[1].all():
+            return None
         some = " ".join(texts).split()
         plain = [word for word, is_plain in zip(some, words.ids(some)[1], strict=True) if is_plain]
         texts.append(" ".join(plain) + " a" * LONGEST)  # not read whole; its begin and its end differ
@@ -102,6 +120,30 @@ def by_words(
         return ids if ids and _alike(ids(texts), read(texts)) else None
     except Exception:  # a text that it cannot read: whatever it says, `read` is to say
         return None
+
+
+def copied(tokenizer: Any) -> Any:
+    """The same ``tokenizers.Tokenizer`` with settings of its own, without padding and truncation.
+
+    With the very same model, where that can be: through JSON, scores change by a last digit.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    own = Tokenizer(tokenizer.model)
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(tokenizer, name)) is not None:
+            setattr(own, name, part)
+    definition = tokenizer.to_str()
+    for token in json.loads(definition)["added_tokens"]:
+        settings = {name: value for name, value in token.items() if name not in ("id", "content")}
+        add = own.add_special_tokens if token["special"] else own.add_tokens
+        add([AddedToken(token["content"], **settings)])
+    # Before the tokens stands how it pads and cuts.
+    if own.to_str().partition('"added_tokens":')[2] != definition.partition('"added_tokens":')[2]:
+        own = Tokenizer.from_str(definition)
+    own.no_padding()
+    own.no_truncation()
+    return own
 
 
 def _types(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
@@ -151,6 +193,16 @@ def _stays_within_words(replace: dict[str, Any]) -> bool:
     return (replace["pattern"], replace["content"]) == ({"Regex": " {2,}"}, " ")  # and blanks stay blanks
 
 
+def _is_in_several_words(added_tokens: list[dict[str, Any]], normalizer: Any) -> bool:
+    """Whether a token that is looked for in normalized text has blanks by then."""
+    for token in added_tokens:
+        if token["normalized"] and normalizer is not None:
+            text = normalizer.normalize_str(token["content"])
+            if text != token["content"] and any(map(str.isspace, text)):
+                return True
+    return False
+
+
 def _unknown(definition: dict[str, Any]) -> tuple[set[int], list[str]]:
     """The token of what is unknown, which words may well have; and its own text, which they may not."""
     names = definition["model"].get("unk_token"), definition["model"].get("unk_id")
@@ -168,8 +220,6 @@ class _Words:
     def __init__(self, tokenizer: Any, definition: dict[str, Any], blank: str) -> None:
         from tokenizers import AddedToken
 
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         self.tokenizer, self.blank = tokenizer, blank  # which words behind others begin with
         unknown, self.unknown_text = _unknown(definition)
         self.special = np.array(
@@ -193,6 +243,13 @@ class _Words:
         is_plain = np.array([self.begins[first] and self.ends[last] for first, last in edges], np.uint8)
         word_T = np.repeat(np.arange(len(words)), lengths)
         is_plain[word_T[np.isin(ids_T, self.special)]] = 0
+        doubtful = [
+            i
+            for i, (word, (first, _)) in enumerate(zip(words, edges, strict=True))
+            if is_plain[i] and (category(first)[0] == "M" or first in JOINING or DOUBTFUL.search(word))
+        ]
+        if doubtful:
+            is_plain[doubtful] = self._among_words([words[i] for i in doubtful])
         for text in (*self.unknown_text, BETWEEN):
             if text in "\n".join(words):
                 is_plain[[i for i, word in enumerate(words) if text in word]] = 0
@@ -201,7 +258,9 @@ class _Words:
     def encode(self, words: Sequence[str]) -> Ids:
         """The ids of texts, each by itself."""
         texts = [
-            BETWEEN.join(word.replace(BETWEEN, "") for word in words[i : i + TOGETHER])
+            BETWEEN.join(
+                word.replace(BETWEEN[0], "") if BETWEEN in word else word for word in words[i : i + TOGETHER]
+            )
             for i in range(0, len(words), TOGETHER)
         ]
         # "fast" leaves out the characters' offsets, which nobody asks for.
@@ -212,17 +271,31 @@ class _Words:
         ends = np.flatnonzero(ids_T == self.between)
         return np.delete(ids_T, ends), np.diff(ends, prepend=-1) - 1
 
+    def _among_words(self, words: Sequence[str]) -> list[bool]:
+        """Whether words have behind one and before one what they have alone."""
+        behind = ["" if self.blank and word[0] != " " else "a" + " " * (not self.blank) for word in words]
+        texts = [*words, *(f"{first}{word} a" for first, word in zip(behind, words, strict=True))]
+        ids_T, lengths = self.encode(["a", self.blank + "a", *texts])
+        first, last, *rows = [row.tolist() for row in np.split(ids_T, np.cumsum(lengths)[:-1])]
+        size = len(words)
+        return [
+            rows[size + i] == [*(first if behind[i] else []), *rows[i], *last] and bool(rows[i])
+            for i in range(size)
+        ]
+
     def _look(self, characters: set[str], known: dict[str, bool], first: str, second: str) -> None:
         """Whether words with a character at that place are for themselves: an accent would join the blank."""
         some = sorted(characters)
-        patterns = first, self.blank + second, f"{first} {second}"
+        patterns = first, self.blank + second, f"{first} {second}", "a{0}", "{0}"
         texts = [pattern.format(character) for pattern in patterns for character in some]
-        ids_T, lengths = self.encode(texts)
+        ids_T, lengths = self.encode([*texts, "a", ""])
         rows = [row.tolist() for row in np.split(ids_T, np.cumsum(lengths)[:-1])]
         size = len(some)
         for i, character in enumerate(some):
             are_both = rows[i] + rows[size + i] == rows[2 * size + i]
-            known[character] = are_both and not character.isspace()  # which may join more of its like
+            # Where it vanishes, another is at the edge.
+            is_dropped = [rows[3 * size + i], rows[4 * size + i]] == rows[-2:]
+            known[character] = are_both and not is_dropped and not character.isspace()  # which may join more
 
 
 def _ends(
