@@ -1,4 +1,4 @@
-// What the bindings make of an array of integers.
+// What the bindings make of an array.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -10,7 +10,8 @@ namespace hybridfast {
 
 using Integers = pybind11::array_t<std::int64_t, pybind11::array::c_style>;
 
-inline std::span<const std::int64_t> view(const Integers& array) {
+template <typename T>
+std::span<const T> view(const pybind11::array_t<T, pybind11::array::c_style>& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 

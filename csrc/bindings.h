@@ -12,5 +12,6 @@ void register_sampler(pybind11::module_& module);
 void register_infonce(pybind11::module_& module);
 void register_encoder(pybind11::module_& module);
 void register_texts(pybind11::module_& module);
+void register_words(pybind11::module_& module);
 
 }  // namespace hybridfast

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   hybridfast::register_infonce(module);
   hybridfast::register_encoder(module);
   hybridfast::register_texts(module);
+  hybridfast::register_words(module);
 }

@@ -7,7 +7,7 @@
 namespace hybridfast {
 namespace {
 
-constexpr std::size_t kMostBytes = 32;  // of a word on average, likewise
+constexpr std::size_t kMeanBytes = 32;  // of a word: with more than `most` of such, too, all are forgotten
 constexpr std::size_t kFirstSlots = 1 << 12;
 // A text of a script without blanks comes in pieces that no other text has. To ask for each would cost more
 // than to ask for the text.
@@ -101,7 +101,7 @@ void WordTable::grow() {
 }
 
 WordTable::Found WordTable::find(const TextSpans& texts) {
-  if (fresh() || hashes_.size() > most_ || bytes_.size() > kMostBytes * most_) clear();
+  if (fresh() || hashes_.size() > most_ || bytes_.size() > kMeanBytes * most_) clear();
   Found found;
   found.indptr.assign(1, 0);
   for (std::size_t text = 0; text < texts.size(); ++text) {

@@ -95,6 +95,9 @@ def by_words(
         prefix: stands before every text.
         read: the ids of texts, with special tokens and cut if they are to be.
         samples: a few texts like those to come.
+
+    Returns:
+        a function of texts: their ids int32 (T,), and how many each has, int64 (B,), as `read` gives them.
     """
     from tokenizers import Tokenizer
 
@@ -250,8 +253,9 @@ class _Words:
         ]
         if doubtful:
             is_plain[doubtful] = self._among_words([words[i] for i in doubtful])
+        together = "\n".join(words)
         for text in (*self.unknown_text, BETWEEN):
-            if text in "\n".join(words):
+            if text in together:
                 is_plain[[i for i, word in enumerate(words) if text in word]] = 0
         return (ids_T, lengths), is_plain
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridfast.encoder import loading
+from hybridfast.encoder.embedding import reading_of
 from hybridfast.training.config import TrainConfig
 from hybridfast.training.sharding import fill
 
@@ -28,18 +29,26 @@ def average_of(model: SentenceTransformer, config: TrainConfig) -> Average:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     others = None
     if config.average_with is not None:
-        weights = _weights(config)
-        others = [weights[name] for name in trained]
+        weights = dict(_other(config).named_parameters())
+        others = [weights[name].detach() for name in trained]
     return Average(list(trained.values()), config.ema_decay, config.average_weight, others)
 
 
 def check_other(model: SentenceTransformer, config: TrainConfig) -> None:
-    """ValueError if the model that the settings name cannot be averaged with this one."""
+    """Whether the model that the settings name can be averaged with this one.
+
+    Raises:
+        ValueError: it has other tokens, shapes of weights, or weights where they are not trained here.
+        OSError: it cannot be loaded.
+    """
     if config.average_with is None:
         return
-    own, theirs = dict(model.named_parameters()), _weights(config)
-    for name, parameter in own.items():
-        other, place = theirs.get(name), f"average_with {config.average_with}"
+    place, other_model = f"average_with {config.average_with}", _other(config)
+    if _tokens(other_model) != _tokens(model):
+        raise ValueError(f"{place}: its tokenizer is another, so that its weights are of other tokens")
+    theirs = dict(other_model.named_parameters())
+    for name, parameter in model.named_parameters():
+        other = theirs.get(name)
         if other is None or other.shape != parameter.shape:
             there = "none there" if other is None else f"of shape {tuple(other.shape)} there"
             raise ValueError(f"{place}: the weights {name}, {tuple(parameter.shape)} here, are {there}")
@@ -47,12 +56,14 @@ def check_other(model: SentenceTransformer, config: TrainConfig) -> None:
             raise ValueError(f"{place}: the weights {name}, which are not trained here, are others there")
 
 
-def _weights(config: TrainConfig) -> dict[str, Tensor]:
+def _other(config: TrainConfig) -> SentenceTransformer:
     assert config.average_with is not None
-    model = loading.load(
-        config.average_with, device="cpu", trust_remote_code=config.trust_remote_code
-    ).float()
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return loading.load(config.average_with, device="cpu", trust_remote_code=config.trust_remote_code).float()
+
+
+def _tokens(model: SentenceTransformer) -> list[str]:
+    """What defines the tokens of each of the model's tokenizers."""
+    return [settings["definition"] for settings in reading_of(model)["tokenizers"]]
 
 
 class Average:

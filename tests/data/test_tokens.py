@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hybridfast.data import tokenizing
+from hybridfast.data import tokenizing, words
 from hybridfast.data.corpus import ParallelCorpus
 from hybridfast.data.sampler import HybridSampler
 from hybridfast.data.tokenizer import TokenizerIds
@@ -37,8 +37,8 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture
 def tokenizer() -> Tokenizer:
     """Whole words; every word not listed is [UNK]."""
-    words = ["[PAD]", "[UNK]", "q", "p", "red", "fox", "is", "a", "sea", "blue", "no"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    known = ["[PAD]", "[UNK]", "q", "p", "red", "fox", "is", "a", "sea", "blue", "no"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
 
@@ -48,6 +48,23 @@ def tokenized(tokenizer: Tokenizer, tmp_path: Path, **settings: Any) -> Tokenize
     return corpus.tokenize(
         tokenizer, query_prefix="q ", passage_prefix="p ", cache_dir=tmp_path, progress=False, **settings
     )
+
+
+def test_word_by_word_the_files_are_the_same(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tokenized(tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(words, "MANY", 1)
+    made: list[Any] = []
+    by_words = words.by_words
+    monkeypatch.setattr(words, "by_words", lambda *a: made.append(by_words(*a)) or made[-1])
+    parts = tokenized(tokenizer, tmp_path / "words")
+    assert len(made) == 2
+    assert None not in made
+    names = sorted(path.name for path in whole.path.iterdir())
+    assert names == sorted(path.name for path in parts.path.iterdir())
+    for name in names:
+        assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes(), name
 
 
 def test_tokens_of_every_text(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def read_by(tokenizer: Tokenizer, prefix: str, longest: int) -> Callable[[Sequen
     return TokenizerIds(PreTrainedTokenizerFast(tokenizer_object=tokenizer), prefix, longest)._read
 
 
+def word_by_word(
+    kind: str, prefix: str = "", longest: int = 64
+) -> tuple[WordIds, Callable[[Sequence[str]], Ids]]:
+    """What reads word by word, and what reads texts."""
+    tokenizer = KINDS[kind]()
+    read = read_by(tokenizer, prefix, longest)
+    ids = by_words(tokenizer, prefix, read, TEXTS)
+    assert ids is not None
+    return ids, read
+
+
 def check(got: Ids, wanted: Ids) -> None:
     assert got[1].tolist() == wanted[1].tolist()
     assert got[0].tolist() == wanted[0].tolist()
@@ -132,11 +143,7 @@ def check(got: Ids, wanted: Ids) -> None:
 @pytest.fixture(scope="module", params=KINDS)
 def readers(request: pytest.FixtureRequest) -> tuple[WordIds, Callable[[Sequence[str]], Ids]]:
     """What reads word by word, kept over all texts of a test, and what reads texts."""
-    tokenizer = KINDS[request.param]()
-    read = read_by(tokenizer, "query: ", 12)
-    ids = by_words(tokenizer, "query: ", read, TEXTS)
-    assert ids is not None
-    return ids, read
+    return word_by_word(request.param, "query: ", 12)
 
 
 PIECES = [
@@ -174,10 +181,7 @@ def counted(ids: WordIds) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_word_is_asked_for_once(kind: str) -> None:
-    tokenizer = KINDS[kind]()
-    read = read_by(tokenizer, "", 64)
-    ids = by_words(tokenizer, "", read)
-    assert ids is not None
+    ids, read = word_by_word(kind)
     texts = [f"the fox of {i % 10}" for i in range(1000)]
     ids(["the sea"])  # the characters' edges
     calls = counted(ids)
@@ -189,10 +193,7 @@ def test_a_word_is_asked_for_once(kind: str) -> None:
 
 
 def test_texts_without_blanks_are_read_whole() -> None:
-    tokenizer = KINDS["XLM-R"]()
-    read = read_by(tokenizer, "", 64)
-    ids = by_words(tokenizer, "", read)
-    assert ids is not None
+    ids, read = word_by_word("XLM-R")
     texts = ["東京の海" * 5 + str(i) for i in range(100)]
     calls = counted(ids)
     check(ids(texts), read(texts))
@@ -214,10 +215,7 @@ def test_uncut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_words_are_forgotten_at_the_limit() -> None:
-    tokenizer = KINDS["BERT"]()
-    read = read_by(tokenizer, "", 64)
-    ids = by_words(tokenizer, "", read)
-    assert ids is not None
+    ids, read = word_by_word("BERT")
     ids.table = WordTable(" \t\n\r", True, most=20)
     for start in range(0, 400, 7):
         texts = [f"fox number {i}" for i in range(start, start + 9)]
@@ -225,10 +223,7 @@ def test_words_are_forgotten_at_the_limit() -> None:
 
 
 def test_a_tokenizer_that_fails_leaves_no_words_without_ids() -> None:
-    tokenizer = KINDS["BERT"]()
-    read = read_by(tokenizer, "", 64)
-    ids = by_words(tokenizer, "", read)
-    assert ids is not None
+    ids, read = word_by_word("BERT")
     encode = ids.words.encode
 
     def fails(texts: list[str]) -> Ids:
@@ -242,9 +237,7 @@ def test_a_tokenizer_that_fails_leaves_no_words_without_ids() -> None:
 
 
 def test_half_a_character_is_the_readers_to_refuse() -> None:
-    tokenizer = KINDS["BERT"]()
-    ids = by_words(tokenizer, "", read_by(tokenizer, "", 64))
-    assert ids is not None
+    ids, _ = word_by_word("BERT")
     with pytest.raises((TypeError, UnicodeEncodeError)):
         ids(["fine", "\ud800"])
 
@@ -254,9 +247,7 @@ def test_a_vocabulary_with_a_gap() -> None:
     vocabulary = {"[UNK]": 0, "the": 1, "fox": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    read = TokenizerIds(tokenizer, "", 64)._read
-    ids = by_words(tokenizer, "", read)
-    assert ids is None or ids(["the fox", "fox the"])[0].tolist() == [1, 3, 3, 1]
+    assert by_words(tokenizer, "", TokenizerIds(tokenizer, "", 64)._read) is None
 
 
 def test_the_model_is_not_copied_through_json() -> None:

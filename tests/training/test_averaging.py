@@ -103,6 +103,10 @@ def test_another_model_that_does_not_fit_is_refused(tiny_xlm_r, other, tmp_path)
         ValueError, match=r"the weights \S+word_embeddings.weight, \(\d+, 32\) here, are of sh"
     ):
         check_other(narrow, config)
+    renamed = loading.load(str(tiny_xlm_r), device="cpu")
+    renamed.tokenizer.add_tokens(["Fuchs"])
+    with pytest.raises(ValueError, match="other: its tokenizer is another"):
+        check_other(renamed, config)
     with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
         check_other(model, replace(config, average_with=str(tmp_path / "nowhere")))
 
