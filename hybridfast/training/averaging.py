@@ -58,7 +58,11 @@ def check_other(model: SentenceTransformer, config: TrainConfig) -> None:
 
 def _other(config: TrainConfig) -> SentenceTransformer:
     assert config.average_with is not None
-    return loading.load(config.average_with, device="cpu", trust_remote_code=config.trust_remote_code).float()
+    try:
+        model = loading.load(config.average_with, device="cpu", trust_remote_code=config.trust_remote_code)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"average_with {error}") from None
+    return model.float()
 
 
 def _tokens(model: SentenceTransformer) -> list[str]:
