@@ -107,7 +107,7 @@ def test_another_model_that_does_not_fit_is_refused(tiny_xlm_r, other, tmp_path)
     renamed.tokenizer.add_tokens(["Fuchs"])
     with pytest.raises(ValueError, match="other: its tokenizer is another"):
         check_other(renamed, config)
-    with pytest.raises(FileNotFoundError, match="average_with .*nowhere: no such model folder"):
+    with pytest.raises(FileNotFoundError, match=r"average_with .*nowhere: no such model folder"):
         check_other(model, replace(config, average_with=str(tmp_path / "nowhere")))
 
 
